@@ -1,0 +1,38 @@
+"""davae: a pretrained diffusion transformer draws larger images with the same tokens (DA-VAE).
+
+Public names are imported on first use, so that `import davae` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from davae.backbones.upgrade import upgrade, widen
+    from davae.core.layout import LatentLayout
+    from davae.models.autoencoder import AutoencoderDA
+    from davae.models.lightningdit import LightningDiT
+    from davae.sampling.pipeline import LightningDiTPipeline
+
+__version__ = "0.1.0"
+__all__ = ["AutoencoderDA", "LatentLayout", "LightningDiT", "LightningDiTPipeline", "upgrade", "widen"]
+
+_HOMES = {
+    "AutoencoderDA": "davae.models.autoencoder",
+    "LatentLayout": "davae.core.layout",
+    "LightningDiT": "davae.models.lightningdit",
+    "LightningDiTPipeline": "davae.sampling.pipeline",
+    "upgrade": "davae.backbones.upgrade",
+    "widen": "davae.backbones.upgrade",
+    # diffusers finds the load method of davae's models through this module (see AutoencoderDA.__module__).
+    "ModelMixin": "diffusers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'davae' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

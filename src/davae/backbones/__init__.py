@@ -1,0 +1,1 @@
+"""What differs between diffusion transformers, one file a family."""

@@ -1,0 +1,1 @@
+"""Ground floor: the mathematics of the method as pure functions of tensors (torch only)."""

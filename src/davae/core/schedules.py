@@ -1,0 +1,46 @@
+"""Owner of everything that turns a step or a random number into a weight or a time.
+
+The detail weight w(n) (method, Eq. 12), the density of training times, and learning-rate factors.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def detail_weight(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
+    """Cosine ramp w(n) of the detail loss from `start` at step 0 to `end` at `warmup_steps`, then constant."""
+    if warmup_steps <= 0 or step >= warmup_steps:
+        return end
+    return start + (end - start) * 0.5 * (1 - math.cos(math.pi * max(step, 0) / warmup_steps))
+
+
+def normalise_weights(weights: Tensor) -> Tensor:
+    """Scale channel weights to mean 1, so that the loss keeps its size while detail fades in: w * C / sum(w)."""
+    total = weights.sum()
+    if total <= 0:
+        raise ValueError(f"Channel weights must have a positive sum; got {weights.tolist()}.")
+    return weights * (weights.numel() / total)
+
+
+def logit_normal_time(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Training times t = sigmoid(mean + std * n) from standard normals n (LightningDiT, SD3)."""
+    return torch.sigmoid(mean + std * normals)
+
+
+def resolution_shift(tokens: int, base_tokens: int) -> float:
+    """SD3's shift of sigma for another token count, sqrt(m/n) (Esser et al. 2024, Eq. 23)."""
+    if tokens < 1 or base_tokens < 1:
+        raise ValueError(f"Token counts must be positive; got {tokens} and {base_tokens}.")
+    return math.sqrt(tokens / base_tokens)
+
+
+def learning_rate_factor(step: int, warmup_steps: int = 0, total_steps: int = 0, final: float = 1.0) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to `final` at `total_steps` (1.0: constant)."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if final == 1.0 or total_steps <= warmup_steps:
+        return 1.0
+    progress = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

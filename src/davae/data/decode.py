@@ -1,0 +1,162 @@
+"""From the bytes of an image file to 8-bit RGB, and from there to a square tensor.
+
+Owns what "usable" means: readable to the last row, and large enough that it never has to be enlarged. Colour
+profiles are not applied, as in the training sets of the pretrained pairs.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+# Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+Image.init()  # opening by name finds only formats whose plug-in is loaded
+
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be part of a data set, with its `name` and the `reason`."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both in args, so that it survives pickling between processes
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode an image file to upright 8-bit RGB.
+
+    Transparent pixels are laid over white, 16-bit values are scaled (not clipped), EXIF orientation is applied,
+    and of an animation the first frame is taken.
+
+    Args:
+        data: The whole file.
+        name: What to call it in errors.
+
+    Raises:
+        UnusableImage: It is truncated, or no image, or its values have no 8-bit meaning.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.load()
+            orientation = _orientation(image)  # after load(): PNG may store it last, TIFF rotates itself
+            rgb = _to_rgb(image)
+    except _DECODER_ERRORS as error:
+        raise UnusableImage(name, _reason(data, error)) from error
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def check_image(data: bytes, name: str, min_side: int) -> None:
+    """Check that `decode_image` will work and that the shorter side has `min_side` pixels, cheaply.
+
+    Raises:
+        UnusableImage: It is truncated, unreadable or too small.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if min(width, height) < min_side:
+                raise UnusableImage(name, f"too small: {width}x{height}, the shorter side needs {min_side}")
+            if image.format in ("JPEG", "MPO"):
+                # At an eighth of the size the whole entropy stream is read, but hardly any pixel is computed.
+                image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
+                image.load()
+                _orientation(image)
+                return
+    except UnusableImage:
+        raise
+    except _DECODER_ERRORS as error:
+        raise UnusableImage(name, _reason(data, error)) from error
+    decode_image(data, name)
+
+
+def center_crop_resize(image: Image.Image, size: int) -> Tensor:
+    """Shrink until the shorter side is `size`, then crop the centre square (the protocol of ADM).
+
+    Args:
+        image: RGB.
+        size: Side of the result in pixels, at most the shorter side of the image.
+
+    Returns:
+        uint8 [3, size, size] in [0, 255].
+
+    Raises:
+        ValueError: The image would have to be enlarged.
+    """
+    if not 1 <= size <= min(image.size):
+        raise ValueError(
+            f"cannot crop to {size}x{size}: got an image of {image.width}x{image.height}; allowed are sides from "
+            f"1 to {min(image.size)}, images are never enlarged; ask for a smaller size or set a larger min_side"
+        )
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _orientation(image: Image.Image) -> int | None:
+    orientation: int | None = image.getexif().get(_ORIENTATION_TAG)
+    return orientation
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion to 8 bits clips at 255. "I" is what it makes of some 16-bit files, too.
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    allowed = 1 if image.mode == "F" else 65535
+    if not (low >= 0 and high <= allowed):  # NaN fails this as well
+        raise ValueError(f"values from {low} to {high} in mode {image.mode}, allowed 0 to {allowed}")
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _reason(data: bytes, error: BaseException) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image ({', '.join(_FORMATS)}), or cut off in its header"
+    return f"unreadable: {error}"

@@ -1,0 +1,235 @@
+"""The latent cache: raw moments in safetensors shards, a manifest beside them, everything by sample id.
+
+What is stored is what the encoder said (base mode; detail mean and log-variance), so that normalisation and
+the posterior draw happen at load and a change of either never means encoding again.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from davae.core.layout import LatentLayout
+from davae.data.source import DataError
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """What a cache holds and what made it.
+
+    Args:
+        layout: channels of the moments.
+        autoencoder: hash of the autoencoder's weights and config.
+        source: fingerprint of the images.
+        size: side of the images, pixels.
+        flips: whether every sample is also stored mirrored.
+        dtype: of the stored moments.
+        shift: raw latent -> transformer's latent, per channel: (raw - shift) * scale.
+        scale: see `shift`.
+        class_names: names of the labels; empty without classes.
+        shards: file name and number of samples of each shard, in order.
+        ids: sample ids in storage order.
+        labels: a label a sample.
+        captions: a caption a sample.
+        skipped: (name, reason) of images that could not be used.
+    """
+
+    layout: LatentLayout
+    autoencoder: str
+    source: str
+    size: int
+    flips: bool
+    dtype: str
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    shards: tuple[tuple[str, int], ...] = ()
+    ids: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    captions: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = field(default=())
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What must agree for the cache to serve a recipe."""
+        return {
+            "autoencoder": self.autoencoder,
+            "source": self.source,
+            "size": self.size,
+            "flips": self.flips,
+            "dtype": self.dtype,
+            "base_channels": self.layout.base_channels,
+            "detail_channels": self.layout.detail_channels,
+        }
+
+
+Moments = dict[str, Tensor]
+""""mean" [N, C + D, h, w] and, with detail channels, "logvar" [N, D, h, w]; the same names with "_flip"."""
+
+
+def write_cache(folder: Path, manifest: CacheManifest, shards: Iterable[tuple[int, int, Any]]) -> Path:
+    """Write a cache shard by shard; whole shards of the same key that are already there are kept.
+
+    Args:
+        folder: of the cache.
+        manifest: without `shards`, which this function fills in.
+        shards: (first sample, number of samples, function returning their `Moments`) in storage order. The
+            function is called only where the shard is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
+    mark = json.dumps(manifest.key, sort_keys=True)
+    written: list[tuple[str, int]] = []
+    for first, count, moments in shards:
+        name = f"latents-{first:08d}.safetensors"
+        if _shard_mark(folder / name) != mark:
+            temporary = folder / f".{name}.tmp"
+            tensors = {key: value.detach().cpu().contiguous() for key, value in moments().items()}
+            save_file(tensors, temporary, metadata={"key": mark})
+            temporary.rename(folder / name)
+        written.append((name, count))
+    known = {name for name, _ in written}
+    for stale in folder.glob("latents-*.safetensors"):
+        if stale.name not in known:
+            stale.unlink()
+    complete = {**asdict(manifest), "shards": written}
+    temporary = folder / f".{_MANIFEST}.tmp"
+    temporary.write_text(json.dumps(complete))
+    temporary.rename(folder / _MANIFEST)
+    return folder
+
+
+class LatentCache:
+    """Reads a cache by index or id without holding it in memory.
+
+    Args:
+        folder: of the cache.
+
+    Raises:
+        DataError: there is no complete cache, its format is another, or a shard is missing or cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / _MANIFEST
+        if not path.exists():
+            raise DataError(f"There is no complete latent cache in {folder}. Make one with 'davae cache RECIPE'.")
+        stored = json.loads(path.read_text())
+        if stored["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"The latent cache in {folder} has format {stored['format_version']}; this davae reads "
+                f"{FORMAT_VERSION}. Re-run 'davae cache RECIPE'."
+            )
+        self.folder = folder
+        self.manifest = _manifest(stored)
+        self.index = {sample: position for position, sample in enumerate(self.manifest.ids)}
+        self._starts = [0]
+        for name, count in self.manifest.shards:
+            _check_shard(folder / name, count)
+            self._starts.append(self._starts[-1] + count)
+        if self._starts[-1] != len(self.manifest.ids):
+            raise DataError(
+                f"The latent cache in {folder} is inconsistent: {self._starts[-1]} stored, "
+                f"{len(self.manifest.ids)} named. Re-run 'davae cache RECIPE'."
+            )
+        self._open: dict[str, Any] = {}
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.manifest.ids)
+
+    def require(self, **expected: Any) -> None:
+        """Refuse a cache whose key differs from what a recipe expects, with both values."""
+        for name, value in expected.items():
+            if self.manifest.key[name] != value:
+                raise DataError(
+                    f"The latent cache in {self.folder} does not fit: {name} of the cache {self.manifest.key[name]}, "
+                    f"of the recipe {value}. Rebuild it with 'davae cache RECIPE'."
+                )
+
+    def moments(self, indices: Sequence[int], flipped: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
+        """Raw moments of samples, fp32: mean [N, C + D, h, w] and log-variance [N, D, h, w] (D may be 0).
+
+        Args:
+            indices: in storage order.
+            flipped: which samples to take mirrored; None takes none.
+        """
+        flags = [False] * len(indices) if flipped is None else [bool(flag) for flag in flipped]
+        if any(flags) and not self.manifest.flips:
+            raise DataError(f"The latent cache in {self.folder} holds no mirrored samples; re-run with cache.flips.")
+        means, logvars = zip(*map(self._read, indices, flags), strict=True)
+        return torch.stack(means).float(), torch.stack(logvars).float()
+
+    def normalise(self, latent: Tensor) -> Tensor:
+        """Raw latent [N, C + D, h, w] -> the transformer's latent."""
+        shift = torch.tensor(self.manifest.shift, device=latent.device).view(1, -1, 1, 1)
+        scale = torch.tensor(self.manifest.scale, device=latent.device).view(1, -1, 1, 1)
+        return (latent - shift) * scale
+
+    def _read(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
+        shard = next(k for k in range(len(self._starts) - 1) if index < self._starts[k + 1])
+        file, row = self._file(self.manifest.shards[shard][0]), index - self._starts[shard]
+        suffix = "_flip" if flip else ""
+        mean = file.get_slice(f"mean{suffix}")[row]
+        if self.manifest.layout.detail_channels == 0:
+            return mean, mean[:0]
+        return mean, file.get_slice(f"logvar{suffix}")[row]
+
+    def _file(self, name: str) -> Any:
+        if self._pid != os.getpid():  # a forked worker must not share file handles
+            self._open, self._pid = {}, os.getpid()
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="pt")
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+
+def shard_ranges(total: int, shard_size: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of shards of at most `shard_size` samples."""
+    for first in range(0, total, shard_size):
+        yield first, min(shard_size, total - first)
+
+
+def _shard_mark(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("key")
+    except SafetensorError:
+        return None
+
+
+def _check_shard(path: Path, count: int) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = file.get_slice("mean").get_shape()[0]
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DataError(
+            f"The latent shard {path.name} is missing or cut off ({error}). Re-run 'davae cache RECIPE': whole "
+            f"shards are kept, this one is made again."
+        ) from error
+    if stored != count:
+        raise DataError(f"The latent shard {path.name} holds {stored} samples, the manifest says {count}.")
+
+
+def _manifest(stored: dict[str, Any]) -> CacheManifest:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
+    values["layout"] = LatentLayout(**stored["layout"])
+    values["shards"] = tuple((name, count) for name, count in stored["shards"])
+    values["skipped"] = tuple((name, reason) for name, reason in stored["skipped"])
+    return CacheManifest(**values)

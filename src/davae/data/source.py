@@ -1,0 +1,270 @@
+"""What the rest of the library asks of a set of images, and what all sets made of files share.
+
+A file set is a list of records, each naming a range of bytes (a whole file or a member of a tar); this module
+checks them, counts out the unusable ones and decodes them. Finding the records is the business of `folder` and
+`shards`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
+
+_CAPTION_KEYS = ("text", "caption", "prompt")
+_THREADS = min(8, os.cpu_count() or 1)
+_RECORDS_PER_JOB = 64  # one future per image would cost a gigabyte on ImageNet
+_SERIAL_IMAGES = 4  # up to here, starting threads costs more than it brings
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is."""
+
+
+class ImageSource(Protocol):
+    """Images with a stable id each. `images` is a pure function of its arguments."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable and unique, in a fixed order."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class indices, all 0 when the set has no classes."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """ "" where there is none."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty when the set has no classes."""
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of images that are not part of the set because they cannot be used."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex hash of what the set holds; enters the keys of caches."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def images(self, indices: Sequence[int], size: int) -> Tensor:
+        """Return the images, uint8 [N, 3, size, size] in [0, 255]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One candidate image: `size` bytes of `file` from `offset`, and what is known about it.
+
+    Attributes:
+        stamp: Changes when the bytes may have changed (modification time of the file, in nanoseconds).
+        label: None when the set does not give one.
+    """
+
+    id: str
+    file: str
+    offset: int
+    size: int
+    stamp: int
+    label: int | None = None
+    caption: str = ""
+
+    def read(self) -> bytes:
+        """Return the bytes. Opens the file anew, so threads, forks and pickles share nothing."""
+        with Path(self.file).open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class FileSource:
+    """An `ImageSource` over records. Every record is checked at construction."""
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    captions: Sequence[str]
+    class_names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    def __init__(
+        self,
+        where: str,
+        records: Iterable[Record],
+        *,
+        min_side: int,
+        class_names: tuple[str, ...] = (),
+        skipped: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Check the records.
+
+        Args:
+            where: The set's path, for errors.
+            records: Candidates with unique ids, in the order of the set.
+            min_side: Shortest side in pixels that an image may have.
+            class_names: One name per label; () to name labels by their number.
+            skipped: What was already found unusable.
+
+        Raises:
+            DataError: No image is usable, or labels are incomplete or out of range.
+        """
+        if min_side < 1:
+            raise DataError(f"cannot open {where}: got min_side {min_side}; allowed are 1 and more; correct it")
+        candidates = tuple(records)
+        self.class_names = _class_names(where, candidates, class_names)
+        reasons = _check_all(candidates, min_side)
+        self._records = tuple(record for record in candidates if record.id not in reasons)
+        self.skipped = tuple(sorted([*skipped, *reasons.items()]))
+        if not self._records:
+            examples = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
+            raise DataError(
+                f"no usable image in {where}: got {len(self.skipped)} unusable ones ({examples}); allowed are "
+                f"readable images with a shorter side of at least {min_side} pixels; replace them or lower "
+                "min_side"
+            )
+        self.ids = [record.id for record in self._records]
+        self.labels = [record.label or 0 for record in self._records]
+        self.captions = [record.caption for record in self._records]
+        self.fingerprint = _fingerprint(self._records, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def images(self, indices: Sequence[int], size: int) -> Tensor:
+        """Decode, shrink and centre-crop images.
+
+        Args:
+            indices: Positions in `ids`.
+            size: Side in pixels, at most the shorter side of each of the images.
+
+        Returns:
+            uint8 [N, 3, size, size] in [0, 255].
+
+        Raises:
+            DataError: An image would have to be enlarged, or its file changed since the set was opened.
+        """
+        records = [self._records[index] for index in indices]
+        images = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
+
+        def fill(position: int) -> None:
+            images[position] = _load(records[position], size)
+
+        if len(records) <= _SERIAL_IMAGES:
+            for position in range(len(records)):
+                fill(position)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(fill, range(len(records))))  # list() raises what a thread raised
+        return images
+
+
+def parse_caption(entry: dict[str, Any], where: str) -> str:
+    """Return the caption in a JSON annotation ("" when it has none).
+
+    Raises:
+        DataError: It is not text. `where` says which file and line.
+    """
+    for key in _CAPTION_KEYS:
+        value = entry.get(key)
+        if isinstance(value, str):
+            return value.strip()
+        if value is not None:
+            raise DataError(f"cannot read {where}: got {key} {value!r}; allowed is text; correct the entry")
+    return ""
+
+
+def parse_label(value: object, where: str) -> int | None:
+    """Return the label in an annotation, a JSON value or the digits of a `.cls` member (None when it has none).
+
+    Raises:
+        DataError: It is not a whole number from 0 up. `where` says which file and line.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise DataError(
+            f"cannot read {where}: got label {value!r}; allowed are whole numbers from 0 up; correct the entry"
+        )
+    return value
+
+
+def read_text(data: bytes, where: str) -> str:
+    """Decode UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataError: It is another encoding. `where` says which file.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {where}: got {error}; allowed is UTF-8; convert the file") from error
+
+
+def _load(record: Record, size: int) -> Tensor:
+    try:
+        return center_crop_resize(decode_image(record.read(), record.id), size)
+    except (UnusableImage, OSError) as error:
+        raise DataError(
+            f"cannot load image {record.id}: got {error}; allowed are the bytes that were there when the set was "
+            f"opened; restore {record.file} or start again with the changed set"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"image {record.id}: {error}") from error
+
+
+def _check_all(records: Sequence[Record], min_side: int) -> dict[str, str]:
+    def check(start: int) -> list[tuple[str, str]]:
+        reasons = []
+        for record in records[start : start + _RECORDS_PER_JOB]:
+            try:
+                check_image(record.read(), record.id, min_side)
+            except UnusableImage as error:
+                reasons.append((record.id, error.reason))
+            except OSError as error:
+                reasons.append((record.id, f"unreadable: {error.strerror}"))
+        return reasons
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        jobs = pool.map(check, range(0, len(records), _RECORDS_PER_JOB))
+        return dict(reason for job in jobs for reason in job)
+
+
+def _class_names(where: str, records: Sequence[Record], names: tuple[str, ...]) -> tuple[str, ...]:
+    labels = [record.label for record in records if record.label is not None]
+    if not labels:
+        return ()
+    if len(labels) < len(records):
+        missing = next(record.id for record in records if record.label is None)
+        raise DataError(
+            f"labels of {where} are incomplete: got {len(labels)} for {len(records)} images, none for {missing}; "
+            "allowed is a label for every image or for none; add or remove labels"
+        )
+    if not names:
+        return tuple(str(label) for label in range(max(labels) + 1))
+    if max(labels) >= len(names):
+        worst = next(record.id for record in records if record.label == max(labels))
+        raise DataError(
+            f"label of {worst} in {where} has no class: got {max(labels)}; allowed are 0 to {len(names) - 1}, as "
+            f"{len(names)} classes are named; correct the label or the class names"
+        )
+    return names
+
+
+def _fingerprint(records: Iterable[Record], class_names: tuple[str, ...]) -> str:
+    # Paths stay out: a set that was moved is the same set.
+    digest = hashlib.sha256(repr(class_names).encode())
+    for record in records:
+        held = (record.id, record.offset, record.size, record.stamp, record.label, record.caption)
+        digest.update(repr(held).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Images and latents in, numbers with their protocol out."""

@@ -1,0 +1,1 @@
+"""The networks: structured autoencoder, LightningDiT, discriminator, perceptual distance."""

@@ -1,0 +1,369 @@
+"""`AutoencoderDA`: a pretrained autoencoder with detail channels, as an ordinary diffusers autoencoder.
+
+The latent of an image is the base autoencoder's own latent of the image made s times smaller, followed by D
+detail channels of the full image on the same grid. One decoder makes the full image of both.
+"""
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from davae.core.layout import LatentLayout
+from davae.models.bases import build_base, family_of
+from davae.models.blocks import DetailDownBlock, DetailUpBlock
+from davae.models.scaling import LatentScaling
+from davae.models.tiling import run_tiled
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class StructuredPosterior(DiagonalGaussianDistribution):
+    """Posterior of a structured latent: the base channels are certain (standard deviation 0)."""
+
+    def __init__(self, mean: Tensor, logvar: Tensor, base_channels: int) -> None:
+        super().__init__(torch.cat([mean, logvar], dim=1))
+        # The parent clamps log-variances at -30, which would still put noise on the base.
+        self.std[:, :base_channels] = 0.0
+        self.var[:, :base_channels] = 0.0
+
+
+@dataclass
+class StructuredOutput(BaseOutput):
+    """What a training step needs to know. Latents are raw, [B, C or D, h, w].
+
+    Args:
+        sample: reconstruction [B, 3, H, W].
+        base: base latent, a constant of the training.
+        detail: detail latent as drawn from its posterior, before any dropout.
+        detail_mean: posterior mean.
+        detail_logvar: posterior log-variance.
+    """
+
+    sample: Tensor
+    base: Tensor
+    detail: Tensor
+    detail_mean: Tensor
+    detail_logvar: Tensor
+
+
+class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """Detail-aligned autoencoder over a frozen base autoencoder. Make one with `from_base`.
+
+    `encode(x).latent_dist` and `decode(z).sample` speak the base's latent convention: the first C channels are
+    the base's raw latent, the detail channels are stored so that the pair's scaling formula gives them mean 0
+    and variance 1 (once `calibrate` has measured them).
+
+    Args:
+        base_class: diffusers class of the base autoencoder.
+        base_config: its config.
+        scale: s, image sides a base pixel stands for.
+        detail_channels: D.
+        clamp_base_image: whether the downsampled image is clamped to [-1, 1] (the reference's text-to-image
+            branch does, its ImageNet branch does not).
+        detail_mean: raw mean of each detail channel; None before calibration.
+        detail_std: raw standard deviation of each detail channel; None before calibration.
+        in_channels: of the image.
+        out_channels: of the image.
+        latent_channels: C + D; derived.
+        block_out_channels: one entry more than the base per doubling, because pipelines read the compression
+            off its length; derived.
+        scaling_factor: the base's; derived.
+        shift_factor: the base's; derived.
+        latents_mean: the base's, then 0 for detail channels; derived.
+        latents_std: the base's, then 1 for detail channels; derived.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        base_class: str = "AutoencoderKL",
+        base_config: dict[str, Any] | None = None,
+        scale: int = 2,
+        detail_channels: int = 16,
+        clamp_base_image: bool = False,
+        detail_mean: list[float] | None = None,
+        detail_std: list[float] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int | None = None,
+        block_out_channels: list[int] | None = None,
+        scaling_factor: float | None = None,
+        shift_factor: float | None = None,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if scale not in (2, 4):
+            raise ValueError(f"AutoencoderDA supports scale 2 and 4; got {scale}.")
+        family = family_of(base_class)
+        self.base_vae = build_base(base_class, base_config or {}).requires_grad_(False)
+        self.family = family
+        widths = family.block_out_channels(self.base_vae.config)
+        self.layout = LatentLayout(family.latent_channels(self.base_vae.config), detail_channels)
+        self.base_compression = 2 ** (len(widths) - 1)
+        """f: pixels of the base image a latent position stands for, a side."""
+        self.compression = self.base_compression * scale
+        """f s: pixels of the full image a latent position stands for, a side."""
+
+        self.encoder = copy.deepcopy(self.base_vae.encoder).requires_grad_(True)
+        self.decoder = copy.deepcopy(self.base_vae.decoder).requires_grad_(True)
+        family.replace_head(self.encoder, lambda width: DetailDownBlock(width, 2 * detail_channels, scale))
+        family.replace_stem(self.decoder, lambda width: DetailUpBlock(self.layout.channels, width, scale))
+
+        self.register_to_config(
+            latent_channels=self.layout.channels,
+            block_out_channels=widths + [widths[-1]] * int(math.log2(scale)),
+            **_inherited_scaling(self.base_vae.config, detail_channels),
+        )
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = 1024
+        self.tile_overlap_factor = 0.25
+        self._warned_untrained = False
+
+    @classmethod
+    def from_base(
+        cls,
+        base_vae: Any,
+        scale: int = 2,
+        detail_channels: int | None = None,
+        clamp_base_image: bool = False,
+    ) -> "AutoencoderDA":
+        """An untrained upgrade of a pretrained autoencoder: detail encoder and decoder start from its weights.
+
+        Args:
+            base_vae: a diffusers autoencoder of a known family; it is copied, not kept.
+            scale: s, 2 or 4.
+            detail_channels: D; None takes the base's own number of channels.
+            clamp_base_image: see the class.
+        """
+        class_name = type(base_vae).__name__
+        channels = family_of(class_name).latent_channels(base_vae.config)
+        model = cls(
+            base_class=class_name,
+            base_config={key: value for key, value in base_vae.config.items() if not key.startswith("_")},
+            scale=scale,
+            detail_channels=channels if detail_channels is None else detail_channels,
+            clamp_base_image=clamp_base_image,
+        )
+        model.base_vae.load_state_dict(base_vae.state_dict())
+        _load_trunk(model.encoder, base_vae.encoder, replaced="conv_out.")
+        _load_trunk(model.decoder, base_vae.decoder, replaced="conv_in.")
+        return (
+            model.to(base_vae.device) if base_vae.dtype == model.dtype else model.to(base_vae.device, base_vae.dtype)
+        )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the statistics of the detail channels have been measured (after training)."""
+        return self.config.detail_mean is not None
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Weight of the decoder's last convolution."""
+        return self.family.last_weight(self.decoder)
+
+    @property
+    def detail_weight(self) -> nn.Parameter:
+        """Weight of the down block's convolution, where the alignment weight is measured."""
+        return self.encoder.conv_out.conv.weight
+
+    @property
+    def raw_scaling(self) -> LatentScaling:
+        """From raw latents (`moments`) to the transformer's: the base's scaling, then the detail statistics."""
+        self._require_calibration("normalise latents")
+        detail = LatentScaling(tuple(self.config.detail_mean), tuple(1 / std for std in self.config.detail_std))
+        return LatentScaling.of(self.base_vae).extend(detail.shift, detail.scale)
+
+    def calibrate(self, mean: Tensor, std: Tensor) -> None:
+        """Store the measured raw mean and standard deviation of the detail channels, each [D], in the config."""
+        expected = (self.layout.detail_channels,)
+        if tuple(mean.shape) != expected or tuple(std.shape) != expected:
+            raise ValueError(
+                f"Detail statistics have the wrong shape; got {tuple(mean.shape)} and {tuple(std.shape)}, "
+                f"expected {expected}."
+            )
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(
+                "Detail statistics must be finite with positive deviations; a dead or diverged channel is in "
+                f"mean {mean.tolist()}, std {std.tolist()}."
+            )
+        self.register_to_config(detail_mean=[float(v) for v in mean], detail_std=[float(v) for v in std])
+
+    def base_image(self, image: Tensor) -> Tensor:
+        """The image s times smaller: bicubic without antialiasing, as the authors have it."""
+        small = F.interpolate(image, scale_factor=1 / self.config.scale, mode="bicubic", align_corners=False)
+        return small.clamp(-1, 1) if self.config.clamp_base_image else small
+
+    def base_latent(self, image: Tensor) -> Tensor:
+        """Raw latent [B, C, h, w] that the base autoencoder gives the downsampled image; no gradient."""
+        self._expect_image(image)
+        with torch.no_grad():
+            return self.family.encode(self.base_vae, self.base_image(image))
+
+    @apply_forward_hook
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw moments of images [B, 3, H, W] in [-1, 1]: base mode [B, C, h, w], detail mean and log-variance."""
+        self._expect_image(image)
+        if self.use_slicing and image.shape[0] > 1:
+            return tuple(map(torch.cat, zip(*map(self._moments, image.split(1)), strict=True)))  # type: ignore[return-value]
+        return self._moments(image)
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[StructuredPosterior]:
+        """Images [B, 3, H, W] in [-1, 1] -> posterior over stored latents [B, C + D, H / (f s), W / (f s)]."""
+        base, mean, logvar = self.moments(x)
+        shift, scale = self._detail_affine(mean)
+        mean = (mean - shift) * scale
+        logvar = logvar + 2 * scale.log()
+        posterior = StructuredPosterior(
+            self.layout.join(base, mean),
+            self.layout.join(torch.full_like(base, LOGVAR_RANGE[0]), logvar),
+            self.layout.base_channels,
+        )
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Stored latents [B, C + D, h, w] -> images [B, 3, h f s, w f s], nominally in [-1, 1], not clamped.
+
+        `generator` is accepted because pipelines pass it; decoding draws nothing.
+        """
+        if not self.is_calibrated and not self._warned_untrained:
+            self._warned_untrained = True
+            warnings.warn(
+                "This AutoencoderDA has not been trained and calibrated yet: its decoder draws noise. "
+                "Use preview(z) for the base image, or train it with 'davae train-tokenizer'.",
+                stacklevel=2,
+            )
+        base, detail = self.layout.split(z)
+        shift, scale = self._detail_affine(detail)
+        raw = self.layout.join(base, detail / scale + shift)
+        if self.use_slicing and raw.shape[0] > 1:
+            image = torch.cat([self._decode(row) for row in raw.split(1)])
+        else:
+            image = self._decode(raw)
+        return DecoderOutput(sample=image) if return_dict else (image,)
+
+    @apply_forward_hook
+    def preview(self, z: Tensor) -> Tensor:
+        """The base channels of z decoded by the base autoencoder and enlarged: [B, 3, h f s, w f s]."""
+        base, _ = self.layout.split(z)
+        small = self.family.decode(self.base_vae, base)
+        return F.interpolate(small, scale_factor=self.config.scale, mode="bicubic", align_corners=False)
+
+    def forward(
+        self, sample: Tensor, noise: Tensor | None = None, keep: Tensor | None = None, base: Tensor | None = None
+    ) -> StructuredOutput:
+        """Reconstruct images for training.
+
+        Args:
+            sample: images [B, 3, H, W] in [-1, 1].
+            noise: standard normals [B, D, h, w] of the posterior draw; None takes the mean.
+            keep: factor [B] on the detail that the decoder sees (0 drops a sample's detail); None keeps all.
+            base: raw base latents, if they are at hand; None encodes them.
+        """
+        if base is None:
+            base = self.base_latent(sample)
+        mean, logvar = self._detail_moments(sample)
+        detail = mean if noise is None else mean + (0.5 * logvar).exp() * noise
+        shown = detail if keep is None else detail * keep.to(detail).view(-1, 1, 1, 1)
+        image = self.decoder(self.layout.join(base.to(shown.dtype), shown))
+        return StructuredOutput(sample=image, base=base, detail=detail, detail_mean=mean, detail_logvar=logvar)
+
+    def train(self, mode: bool = True) -> "AutoencoderDA":
+        """Set the mode of the trained parts; the frozen base stays in eval mode."""
+        super().train(mode)
+        self.base_vae.eval()
+        return self
+
+    def _moments(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        base = self.base_latent(image)
+        if self.use_tiling and max(image.shape[-2:]) > self.tile_sample_min_size:
+            overlap = int(self.tile_sample_min_size * self.tile_overlap_factor) // self.compression * self.compression
+            tiled = run_tiled(self.encoder, image, self.tile_sample_min_size, overlap)
+            return base, *_split_moments(tiled)
+        return base, *self._detail_moments(image)
+
+    def _detail_moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return _split_moments(self.encoder(image))
+
+    def _decode(self, raw: Tensor) -> Tensor:
+        tile = self.tile_sample_min_size // self.compression
+        if self.use_tiling and max(raw.shape[-2:]) > tile:
+            return run_tiled(self.decoder, raw, tile, int(tile * self.tile_overlap_factor))
+        return self.decoder(raw)
+
+    def _detail_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(shift, scale) with stored = (raw - shift) * scale, [1, D, 1, 1].
+
+        The pair's formula (stored - b) * a must give (raw - mean) / std.
+        """
+        stored = LatentScaling.of(self)
+        a = torch.tensor(stored.scale[self.layout.base_channels :])
+        b = torch.tensor(stored.shift[self.layout.base_channels :])
+        mean, std = torch.zeros_like(a), torch.ones_like(a)
+        if self.is_calibrated:
+            mean, std = torch.tensor(self.config.detail_mean), torch.tensor(self.config.detail_std)
+        scale = 1 / (std * a)
+        shift = mean - b / scale
+        column = (1, -1, 1, 1)
+        return shift.view(column).to(like), scale.view(column).to(like)
+
+    def _expect_image(self, image: Tensor) -> None:
+        height, width = image.shape[-2:]
+        if height % self.compression or width % self.compression:
+            raise ValueError(
+                f"Image sides must be multiples of {self.compression} (compression {self.base_compression} x scale "
+                f"{self.config.scale}); got {height} x {width}. Crop or resize the image."
+            )
+
+    def _require_calibration(self, what: str) -> None:
+        if not self.is_calibrated:
+            raise ValueError(
+                f"Cannot {what}: the detail statistics of this AutoencoderDA have not been measured. "
+                f"Train it with 'davae train-tokenizer', or call calibrate(mean, std)."
+            )
+
+
+def _split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+def _inherited_scaling(base: Any, detail_channels: int) -> dict[str, Any]:
+    mean, std = base.get("latents_mean"), base.get("latents_std")
+    return {
+        "scaling_factor": base.get("scaling_factor"),
+        "shift_factor": base.get("shift_factor"),
+        "latents_mean": None if mean is None else list(mean) + [0.0] * detail_channels,
+        "latents_std": None if std is None else list(std) + [1.0] * detail_channels,
+    }
+
+
+def _load_trunk(target: nn.Module, source: nn.Module, replaced: str) -> None:
+    weights = {key: value for key, value in source.state_dict().items() if not key.startswith(replaced)}
+    missing, unexpected = target.load_state_dict(weights, strict=False)
+    strangers = [key for key in missing if not key.startswith(replaced)] + list(unexpected)
+    if strangers:
+        raise ValueError(f"The base autoencoder's weights do not fit its own class; offending keys: {strangers}.")
+
+
+# The stored name in model_index.json: diffusers looks the class up as davae.AutoencoderDA.
+AutoencoderDA.__module__ = "davae"

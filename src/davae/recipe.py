@@ -1,0 +1,260 @@
+"""A recipe: one YAML file, one whole run, validated before anything is computed.
+
+This is the only file that imports pydantic. Settings live beside their owners; here they are only put together.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from davae.core.config import Config
+from davae.train.diffusion import DiffusionConfig
+from davae.train.tokenizer import AutoencoderConfig, TokenizerConfig
+
+REUSABLE = ("tokenizer", "cache", "finetune")
+"""Sections that may be `{from: RUN}`: take what another run made."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, with every problem listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where images come from."""
+
+    kind: Literal["auto", "solids", "folder", "shards"] = "auto"
+    """auto tells folders of images from tar shards by looking."""
+    path: str | None = None
+    """Folder or shard pattern. A folder with train and val parts (sub-folders, or train-*.tar and val-*.tar) is
+    split that way; of any other, `test_count` images are held out."""
+    count: int = 20_000
+    """Rendered training scenes (solids only)."""
+    test_count: int = 512
+    """Images for evaluation, never trained on."""
+    seed: int = 0
+    """Of the rendered scenes (solids only)."""
+    workers: int = 1
+    """Processes that prepare batches."""
+
+    def __post_init__(self) -> None:
+        if self.kind in ("folder", "shards") and self.path is None:
+            raise ValueError(f"data.kind {self.kind} needs data.path")
+        if self.kind == "auto" and self.path is None:
+            raise ValueError("data needs a path, or kind: solids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAutoencoderConfig(AutoencoderConfig):
+    """A base autoencoder trained from scratch."""
+
+    model: Literal["AutoencoderDC", "AutoencoderKL"]
+    model_config: dict[str, Any]
+    """Arguments of the diffusers class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTransformerConfig(DiffusionConfig):
+    """A LightningDiT trained from scratch on the base autoencoder's latents."""
+
+    model_config: dict[str, Any]
+    """Arguments of `LightningDiT`, without channels, grid and classes, which follow from autoencoder and data."""
+    time_shift: float = 0.3
+    """Native timestep shift of the saved scheduler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(Config):
+    """How latents are stored."""
+
+    flips: bool = True
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    batch_size: int = 32
+    shard_size: int = 4096
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Config):
+    """Makes a base pair from scratch."""
+
+    image_size: int
+    autoencoder: BaseAutoencoderConfig
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    transformer: BaseTransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Config):
+    """Drawing images."""
+
+    count: int = 64
+    steps: int = 50
+    batch_size: int = 64
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+    """Image i is drawn from seed + i."""
+    time_shift: float | None = None
+    """Native timestep shift; null takes the pair's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """What is measured."""
+
+    reconstructions: int = 256
+    """Held-out images for PSNR, SSIM and decoder sensitivity."""
+    generations: int = 512
+    """Images a set for the sliced Wasserstein distance; 0 leaves generation out."""
+    speed_batch: int = 16
+    """Images a batch in the speed measurement; 0 leaves it out."""
+    batch_size: int = 64
+    claims: bool = False
+    """Whether the run is held to the demo's claims."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Config):
+    """One whole run. It ends after the last section that is present."""
+
+    name: str
+    data: DataConfig
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    pair: str = "embedded"
+    """The pretrained pair: "embedded", a folder with a saved pipeline, or what `pretrain` makes."""
+    image_size: int = 0
+    """Side of the upgraded images; 0 in a recipe that only pretrains."""
+    pretrain: PretrainConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    cache: CacheConfig | None = None
+    finetune: DiffusionConfig | None = None
+    sample: SampleConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    reuse: dict[str, str] = field(default_factory=dict)
+    """Section -> folder of another run whose result it takes; written as `SECTION: {from: FOLDER}`."""
+
+    def __post_init__(self) -> None:
+        _check_chain(self)
+
+    def has(self, section: str) -> bool:
+        """Whether a section is present, or taken from another run."""
+        return getattr(self, section) is not None or section in self.reuse
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML would hold them."""
+        values = {key: value for key, value in asdict(self).items() if value is not None and key != "reuse"}
+        return values | {section: {"from": path} for section, path in self.reuse.items()}
+
+
+def _check_chain(recipe: Recipe) -> None:
+    chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune")]
+    for section, needed in chain:
+        if recipe.has(section) and not recipe.has(needed):
+            raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")
+    if recipe.has("tokenizer"):
+        scale = recipe.tokenizer.scale if recipe.tokenizer is not None else 1
+        if recipe.image_size < 1 or recipe.image_size % scale:
+            raise ValueError(f"image_size must be a positive multiple of the scale {scale}; got {recipe.image_size}")
+        if recipe.pretrain is not None and recipe.tokenizer is not None:
+            expected = recipe.pretrain.image_size * scale
+            if recipe.image_size != expected:
+                raise ValueError(
+                    f"image_size must be pretrain.image_size x scale = {expected}; got {recipe.image_size}"
+                )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge `a.b=c` overrides into the YAML, and validate.
+
+    Raises:
+        RecipeError: the file cannot be read or the recipe is wrong; every problem is listed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe {path}. Give the path of a YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold a mapping of sections; got {type(values).__name__}.")
+    return parse_recipe(merge_overrides(values, overrides), str(path))
+
+
+def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b=c` strings; c is read as YAML. The given mapping is left as it is."""
+    merged = yaml.safe_load(yaml.safe_dump(dict(values)))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"--set takes KEY=VALUE, for example finetune.steps=2000; got {override!r}.")
+        *parents, last = key.split(".")
+        place = merged
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"--set {key}: {parent!r} is not a section.")
+        place[last] = yaml.safe_load(text)
+    return merged
+
+
+def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    """Validate a mapping."""
+    values = dict(values)
+    reuse = {}
+    for section in REUSABLE:
+        given = values.get(section)
+        if isinstance(given, dict) and "from" in given:
+            if len(given) > 1:
+                raise RecipeError(
+                    f"{name}: section {section} has both 'from' and its own settings; keep one of them."
+                )
+            reuse[section] = str(given["from"])
+            del values[section]
+    try:
+        return TypeAdapter(Recipe).validate_python({**values, **({"reuse": reuse} if reuse else {})})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise RecipeError(f"{name} is not a valid recipe:\n{problems}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(_plain(recipe.as_dict()), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        *parents, key = problem["loc"]
+        known = _known_keys(parents)
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = "" if isinstance(given, (dict, list)) or "ArgsKwargs" in type(given).__name__ else f" (got {given!r})"
+    return f"{where or 'recipe'}: {message}{shown}"
+
+
+def _known_keys(parents: Sequence[Any]) -> list[str]:
+    owner: Any = Recipe
+    for parent in parents:
+        hint = get_type_hints(owner).get(str(parent))
+        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        owner = next((option for option in options if is_dataclass(option)), owner)
+    return [one.name for one in fields(owner) if one.name != "reuse"]

@@ -1,0 +1,1 @@
+"""Results and curves in, pages out."""

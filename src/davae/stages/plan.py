@@ -1,0 +1,146 @@
+"""Which stages a recipe has, which of them run and which are skipped."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from davae.stages import cache, evaluate, finetune, pretrain, report, sample, tokenizer
+from davae.stages.run import Run
+from davae.train.checkpoint import differences
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    verb: str
+    """The command that runs it."""
+    section: str
+    """The recipe section it needs."""
+    inputs: Callable[[Run], Mapping[str, Any]]
+    """What its result depends on, as JSON values; the stage is skipped while these stand."""
+    work: Callable[[Run], None]
+    output: Callable[[Run], Path]
+    """What it leaves in the run's folder."""
+    trains: bool = False
+    """Whether it makes weights, which are never thrown away without being asked."""
+
+
+STAGES = (
+    Stage(
+        "pretrain-autoencoder",
+        "pretrain",
+        "pretrain",
+        pretrain.autoencoder_inputs,
+        pretrain.train_autoencoder,
+        lambda run: run.folder / "pretrain" / "vae",
+        trains=True,
+    ),
+    Stage(
+        "pretrain-latents",
+        "pretrain",
+        "pretrain",
+        pretrain.latents_inputs,
+        pretrain.encode_latents,
+        lambda run: run.folder / "pretrain" / "latents",
+    ),
+    Stage(
+        "pretrain-transformer",
+        "pretrain",
+        "pretrain",
+        pretrain.transformer_inputs,
+        pretrain.train_transformer,
+        lambda run: run.folder / "pretrain" / "pipeline",
+        trains=True,
+    ),
+    Stage(
+        "tokenizer",
+        "train-tokenizer",
+        "tokenizer",
+        tokenizer.inputs,
+        tokenizer.work,
+        lambda run: run.folder / "tokenizer",
+        trains=True,
+    ),
+    Stage("cache", "cache", "cache", cache.inputs, cache.work, lambda run: run.folder / "latents"),
+    Stage(
+        "finetune",
+        "finetune",
+        "finetune",
+        finetune.inputs,
+        finetune.work,
+        lambda run: run.folder / "pipeline",
+        trains=True,
+    ),
+    Stage("sample", "sample", "sample", sample.inputs, sample.work, lambda run: run.folder / "samples"),
+    Stage(
+        "evaluate", "evaluate", "evaluate", evaluate.inputs, evaluate.work, lambda run: run.folder / "results.json"
+    ),
+    Stage("report", "report", "evaluate", report.inputs, report.work, lambda run: run.folder / "report.html"),
+)
+VERBS = ("pretrain", "train-tokenizer", "cache", "finetune", "sample", "evaluate", "report")
+
+
+def planned(run: Run, verb: str | None = None) -> list[Stage]:
+    """The stages of a recipe in order, or those of one verb.
+
+    Raises:
+        ValueError: the recipe lacks the section that the verb needs.
+    """
+    stages = [stage for stage in STAGES if getattr(run.recipe, stage.section) is not None]
+    if verb is None:
+        return stages
+    chosen = [stage for stage in stages if stage.verb == verb]
+    if not chosen:
+        section = next(stage.section for stage in STAGES if stage.verb == verb)
+        raise ValueError(f"'{verb}' needs the section {section}, which recipe {run.recipe.name} lacks.")
+    return chosen
+
+
+def is_done(run: Run, stage: Stage) -> bool:
+    """Whether the stage's output stands and its inputs did not change."""
+    return stage.output(run).exists() and not _changes(run, stage)
+
+
+def execute(run: Run, stages: Sequence[Stage]) -> None:
+    """Run stages in order, passing over those that are done.
+
+    Raises:
+        ValueError: a finished training would be replaced because its settings changed, and `overwrite` is off.
+    """
+    if run.accelerator.is_main_process:
+        run.write_recipe()
+    run.accelerator.wait_for_everyone()
+    for stage in stages:
+        changes = _changes(run, stage)
+        stands = stage.output(run).exists()
+        if stands and not changes:
+            run.observer.say(f"{stage.name}: done before, skipped")
+            continue
+        if stands and stage.trains and stage.name in run.state()["stages"] and not run.overwrite:
+            raise ValueError(
+                f"Run {run.recipe.name} has a finished {stage.name} with other settings: {'; '.join(changes[:5])}. "
+                f"Use the old settings, give the run another name, or pass --overwrite."
+            )
+        started = time.monotonic()
+        stage.work(run)
+        run.accelerator.wait_for_everyone()
+        if run.accelerator.is_main_process:
+            run.finish(stage.name, _inputs(run, stage), time.monotonic() - started)
+        run.accelerator.wait_for_everyone()
+
+
+def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
+    return json.loads(json.dumps(stage.inputs(run)))
+
+
+def _changes(run: Run, stage: Stage) -> list[str]:
+    entry = run.state()["stages"].get(stage.name)
+    return ["never finished"] if entry is None else differences(entry["inputs"], _inputs(run, stage))

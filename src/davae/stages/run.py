@@ -1,0 +1,194 @@
+"""A run: a recipe, its folder, and what its stages share (data, pair, device, observer)."""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+import davae
+from davae.data.source import ImageSource
+from davae.data.splits import open_train_test
+from davae.models.autoencoder import AutoencoderDA
+from davae.recipe import Recipe, dump_recipe
+from davae.sampling.pipeline import LightningDiTPipeline
+from davae.train.checkpoint import CheckpointStore
+from davae.train.journal import Journal, Observer, Silent
+
+EMBEDDED = "embedded"
+
+
+class Run:
+    """One run on disk.
+
+    Args:
+        recipe: what to do.
+        runs_dir: folder of all runs; this one lives in `runs_dir / recipe.name`.
+        observer: who watches.
+        overwrite: whether training stages may be started anew where their settings changed.
+    """
+
+    def __init__(
+        self, recipe: Recipe, runs_dir: Path = Path("runs"), observer: Observer | None = None, overwrite: bool = False
+    ) -> None:
+        self.recipe, self.overwrite = recipe, overwrite
+        self.folder = runs_dir / recipe.name
+        self.observer: Observer = observer or Silent()
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Placement and distribution, by accelerate."""
+        # Batch-norm statistics of the discriminator stay local: two forwards precede one backward there.
+        handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+        return Accelerator(
+            cpu=self.recipe.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[handler]
+        )
+
+    @cached_property
+    def sources(self) -> tuple[ImageSource, ImageSource]:
+        """(training, test) images."""
+        data = self.recipe.data
+        pretrain = self.recipe.pretrain
+        side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
+        train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
+        for name, reason in train.skipped[:10]:
+            self.observer.say(f"skipped {name}: {reason}")
+        if train.skipped:
+            self.observer.say(f"{len(train.skipped)} images could not be used; the list is in run.json.")
+        return train, test
+
+    @cached_property
+    def pair(self) -> LightningDiTPipeline:
+        """The pretrained pair that this run upgrades."""
+        return load_pair(self.pair_path)
+
+    @property
+    def pair_path(self) -> Path:
+        """Folder of the pretrained pair."""
+        if self.recipe.pretrain is not None:
+            return self.folder / "pretrain" / "pipeline"
+        return embedded_pair() if self.recipe.pair == EMBEDDED else Path(self.recipe.pair)
+
+    def path_of(self, section: str) -> Path:
+        """Folder of a section's result, in this run or the one it is taken from."""
+        names = {"tokenizer": "tokenizer", "cache": "latents", "finetune": "pipeline"}
+        root = Path(self.recipe.reuse[section]) if section in self.recipe.reuse else self.folder
+        path = root / names[section]
+        if section in self.recipe.reuse and not path.exists():
+            raise FileNotFoundError(
+                f"Section {section} takes its result from {root}, which has no {names[section]}/. "
+                f"Finish that run first, or correct the path."
+            )
+        return path
+
+    def tokenizer(self) -> AutoencoderDA:
+        """The trained autoencoder."""
+        return AutoencoderDA.from_pretrained(self.path_of("tokenizer")).to(self.accelerator.device).eval()
+
+    def reduce_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Mean of a gradient over the processes."""
+        return gradient if self.accelerator.num_processes == 1 else self.accelerator.reduce(gradient, "mean")
+
+    def journal(self, stage: str) -> Journal:
+        """Curves of one stage."""
+        return Journal(self.folder / "stats.jsonl", stage)
+
+    def store(self, stage: str, identity: Mapping[str, Any], keep: int) -> CheckpointStore:
+        """Checkpoints of one training stage."""
+        store = CheckpointStore(self.folder / "checkpoints" / stage, identity, keep)
+        if self.overwrite and self.accelerator.is_main_process and not store.belongs():
+            store.clear()
+        self.accelerator.wait_for_everyone()
+        return store
+
+    def write_recipe(self) -> None:
+        """Keep the resolved recipe with the run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
+
+    def state(self) -> dict[str, Any]:
+        """The content of run.json."""
+        path = self.folder / "run.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        return {"name": self.recipe.name, "davae": davae.__version__, "stages": {}}
+
+    def finish(self, stage: str, inputs: Mapping[str, Any], seconds: float) -> None:
+        """Remember that a stage is done."""
+        state = self.state()
+        state["stages"][stage] = {
+            "inputs": inputs,
+            "seconds": round(seconds + state["stages"].get(stage, {}).get("partial_seconds", 0), 1),
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        if "sources" in self.__dict__:
+            state["skipped_images"] = [list(row) for row in self.sources[0].skipped]
+        state |= {"davae": davae.__version__, "git": _git_revision(), "python": platform.python_version()}
+        temporary = self.folder / ".run.json.tmp"
+        temporary.write_text(json.dumps(state, indent=1))
+        temporary.rename(self.folder / "run.json")
+
+
+def embedded_pair() -> Path:
+    """Folder of the pair that comes with the package."""
+    return Path(str(files("davae") / "pair"))
+
+
+def load_pair(path: Path) -> LightningDiTPipeline:
+    """A saved pair. Any diffusers pipeline folder whose model_index.json names davae's classes."""
+    if not (path / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"There is no pretrained pair in {path}: model_index.json is missing. "
+            f"Give the folder of a saved pipeline, or 'embedded'."
+        )
+    return LightningDiTPipeline.from_pretrained(path)
+
+
+def folder_hash(path: Path) -> str:
+    """Hash of the files of a saved model: names, sizes and contents."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.suffix in (".json", ".safetensors"):
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                for block in iter(lambda: stream.read(1 << 22), b""):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put a completely written folder in its place."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(target)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A section as JSON values, for hashes and comparisons."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _git_revision() -> str:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()

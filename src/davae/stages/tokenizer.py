@@ -1,0 +1,73 @@
+"""`davae train-tokenizer`: detail encoder and joint decoder over the frozen base, then calibration."""
+
+from typing import Any
+
+import torch
+
+from davae.core.moments import ChannelMoments
+from davae.data.source import ImageSource
+from davae.data.splits import first
+from davae.models.autoencoder import AutoencoderDA
+from davae.models.perceptual import LPIPS
+from davae.stages.encode import to_unit
+from davae.stages.run import Run, folder_hash, replace_folder, settings
+from davae.stages.training import applied, fit
+from davae.train.feed import ImageSet
+from davae.train.tokenizer import PerceptualConfig, StructuredSubject, TokenizerTask
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """What the tokenizer depends on."""
+    return {
+        "tokenizer": settings(run.recipe.tokenizer),
+        "image_size": run.recipe.image_size,
+        "data": run.sources[0].fingerprint,
+        "pair": folder_hash(run.pair_path / "vae"),
+        "seed": run.recipe.seed,
+    }
+
+
+def work(run: Run) -> None:
+    """Train, average, calibrate, save."""
+    config = run.recipe.tokenizer
+    assert config is not None
+    torch.manual_seed(run.recipe.seed)
+    autoencoder = AutoencoderDA.from_base(
+        run.pair.vae, config.scale, config.detail_channels, clamp_base_image=config.clamp_base_image
+    )
+    task = TokenizerTask(
+        StructuredSubject(autoencoder, config, run.recipe.seed),
+        config,
+        perceptual=load_perceptual(config.perceptual, run.accelerator.device),
+        reduce_gradient=run.reduce_gradient,
+    )
+    training_set = ImageSet(run.sources[0], run.recipe.image_size, run.recipe.seed)
+    averages = fit(run, "tokenizer", task, training_set, config, inputs(run))
+    with applied(averages["autoencoder"]):
+        autoencoder.eval()
+        calibrate(autoencoder, run.sources[0], run.recipe.image_size, config.calibration_images, config.precision)
+        if run.accelerator.is_main_process:
+            autoencoder.save_pretrained(run.folder / ".tokenizer")
+            replace_folder(run.folder / ".tokenizer", run.folder / "tokenizer")
+
+
+def load_perceptual(config: PerceptualConfig | None, device: torch.device) -> LPIPS | None:
+    """The distance network of a recipe, if it asks for one."""
+    return None if config is None else LPIPS.from_files(config.vgg, config.linear).to(device)
+
+
+@torch.no_grad()
+def calibrate(autoencoder: AutoencoderDA, source: ImageSource, size: int, count: int, precision: str) -> None:
+    """Measure mean and deviation of the sampled detail latent over `count` images and store them in the model."""
+    sample = first(source, count)
+    means = ChannelMoments(autoencoder.layout.detail_channels)
+    variances = ChannelMoments(autoencoder.layout.detail_channels)
+    device = autoencoder.device
+    for start in range(0, len(sample), 32):
+        images = sample.images(range(start, min(start + 32, len(sample))), size)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            _, mean, logvar = autoencoder.moments(to_unit(images).to(device))
+        means.update(mean)
+        variances.update(logvar.float().exp())
+    # Law of total variance: spread of the posterior means plus mean spread of the posteriors.
+    autoencoder.calibrate(means.mean.float(), (means.var + variances.mean).sqrt().float())

@@ -1,0 +1,32 @@
+"""What every training stage does around the loop: feed, store, journal, and the averaged weights at the end."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from davae.stages.run import Run
+from davae.train.ema import ExponentialAverage
+from davae.train.feed import Share, feed
+from davae.train.loop import LoopConfig, Task, train
+
+
+def fit(
+    run: Run, stage: str, task: Task, training_set: Any, config: LoopConfig, identity: Mapping[str, Any]
+) -> dict[str, ExponentialAverage | None]:
+    """Train a task to its end, resuming where it was; returns the weight averages."""
+    accelerator = run.accelerator
+    share = Share(config.batch_size, config.accumulation, accelerator.num_processes, accelerator.process_index)
+    return train(
+        task,
+        lambda start: feed(training_set, share, start, config.steps, run.recipe.data.workers),
+        config,
+        accelerator,
+        store=run.store(stage, identity, config.keep_checkpoints),
+        journal=run.journal(stage),
+        observer=run.observer,
+    )
+
+
+def applied(average: ExponentialAverage | None) -> AbstractContextManager[None]:
+    """The network carries its averaged weights inside this block, where there is an average."""
+    return nullcontext() if average is None else average.applied()

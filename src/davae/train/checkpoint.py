@@ -1,0 +1,145 @@
+"""Checkpoints: folders of safetensors files, complete or absent, the newest complete one wins.
+
+A checkpoint is written under a temporary name and renamed, so that a kill or a full disk leaves the one
+before it untouched. No pickle: optimizer state is tensors too.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_PREFIX = "checkpoint-"
+_MANIFEST = "checkpoint.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or does not belong to this run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint, read from disk."""
+
+    path: Path
+    step: int
+    groups: dict[str, dict[str, Tensor]]
+    """Named groups of tensors, for example "generator", "generator.ema", "generator.optimizer"."""
+
+
+class CheckpointStore:
+    """The checkpoints of one training stage.
+
+    Args:
+        folder: holds `checkpoint-00001000/` and so on.
+        identity: what the training is (its resolved settings and inputs). Resuming with another identity is
+            refused with the difference.
+        keep: how many complete checkpoints stay.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
+        self.folder, self.identity, self.keep = folder, dict(identity), keep
+
+    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
+        """Write the checkpoint of `step` (steps finished), then drop the oldest beyond `keep`."""
+        target = self.folder / f"{_PREFIX}{step:08d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            sizes = {name: _write_group(temporary / f"{name}.safetensors", group) for name, group in groups.items()}
+            manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "identity": self.identity}
+            _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            standing = self._paths()
+            raise CheckpointError(
+                f"Could not save the checkpoint of step {step} in {self.folder}: {error}. "
+                + (f"The one before it is intact: {standing[-1].name}. " if standing else "No earlier one exists. ")
+                + "Free some space and run the same command again."
+            ) from error
+        for path in self._paths()[: -self.keep]:
+            shutil.rmtree(path)
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """The newest complete checkpoint; damaged ones are named in the log and passed over."""
+        for path in reversed(self._paths()):
+            try:
+                checkpoint = self._read(path)
+            except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+                logger.warning("Checkpoint %s is damaged (%s); using the one before it.", path.name, error)
+                continue
+            return checkpoint
+        return None
+
+    def belongs(self) -> bool:
+        """Whether the newest checkpoint, if there is one, belongs to this identity."""
+        try:
+            self.latest()
+        except CheckpointError:
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Remove every checkpoint: the stage is finished and its result stands."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*"))
+
+    def _read(self, path: Path) -> Checkpoint:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        for name, size in manifest["files"].items():
+            actual = (path / f"{name}.safetensors").stat().st_size
+            if actual != size:
+                raise OSError(f"{name}.safetensors has {actual} bytes, {size} were written")
+        self._check_identity(manifest["identity"])
+        groups = {name: load_file(path / f"{name}.safetensors") for name in manifest["files"]}
+        return Checkpoint(path, manifest["step"], groups)
+
+    def _check_identity(self, stored: Mapping[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.identity))
+        changed = differences(stored, ours)
+        if changed:
+            raise CheckpointError(
+                f"The checkpoints in {self.folder} belong to other settings: {'; '.join(changed)}. "
+                f"Use the old settings, give the run another name, or pass --overwrite to start this stage anew."
+            )
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Human-readable differences of two JSON values, for example "optim.lr: 0.0001 -> 0.0002"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        rows: list[str] = []
+        for key in sorted({*old, *new}):
+            rows += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        return rows
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def _write_group(path: Path, group: Mapping[str, Tensor]) -> int:
+    save_file({name: tensor.detach().contiguous() for name, tensor in group.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

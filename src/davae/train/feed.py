@@ -1,0 +1,141 @@
+"""Which samples a step sees: a function of (seed, step, process), served by torch's DataLoader.
+
+Training visits an endless sequence of positions 0, 1, 2, ... Position p is sample permutation(epoch)[p mod n]
+of epoch p div n, so that the order does not depend on where a run was resumed or on how many processes share it.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from davae.core.randomness import permutation, uniform
+from davae.data.source import ImageSource
+
+Batch = dict[str, Tensor]
+
+
+class TrainingSet(Protocol):
+    """Samples by position in the endless training sequence."""
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The samples at `positions` as one batch; holds "position", int64 [B]."""
+
+
+class Order:
+    """Position in the endless sequence -> index of a sample, one permutation an epoch."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def indices(self, positions: Sequence[int]) -> list[int]:
+        """Sample indices of positions."""
+        return [int(self._epoch(position // self.size)[position % self.size]) for position in positions]
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 2:  # a batch spans at most a few epochs; older ones are never visited again
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = permutation(self.seed, "order", epoch, self.size)
+        return self._epochs[epoch]
+
+
+class ImageSet(Dataset):
+    """Images of a source for training: batches of "image" uint8 [B, 3, S, S] and "position".
+
+    Args:
+        source: where the images come from.
+        size: S.
+        seed: of order and flips.
+        flip: mirror half of the images.
+    """
+
+    def __init__(self, source: ImageSource, size: int, seed: int, flip: bool = True) -> None:
+        self.source, self.size, self.seed, self.flip = source, size, seed, flip
+        self.order = Order(len(source), seed)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """See `TrainingSet`."""
+        images = self.source.images(self.order.indices(positions), self.size)
+        if self.flip:
+            mirrored = uniform(self.seed, "flip", positions) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return {"image": images, "position": torch.tensor(positions)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a global batch a process and micro-batch take.
+
+    Args:
+        batch_size: the global batch.
+        accumulation: micro-batches a step.
+        num_processes: that share it.
+        process: this one.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    num_processes: int = 1
+    process: int = 0
+
+    def __post_init__(self) -> None:
+        parts = self.accumulation * self.num_processes
+        if self.batch_size % parts:
+            raise ValueError(
+                f"The batch cannot be shared evenly; got batch_size {self.batch_size} for {self.num_processes} "
+                f"processes x {self.accumulation} accumulation steps. Use a multiple of {parts}."
+            )
+
+    def positions(self, step: int) -> list[list[int]]:
+        """Positions of each micro-batch of a step."""
+        size = self.batch_size // (self.accumulation * self.num_processes)
+        start = step * self.batch_size
+        chunks = [micro * self.num_processes + self.process for micro in range(self.accumulation)]
+        return [list(range(start + chunk * size, start + (chunk + 1) * size)) for chunk in chunks]
+
+
+class _Positions:
+    """Batch sampler: the micro-batches of steps start, start + 1, ..., stop - 1."""
+
+    def __init__(self, share: Share, start: int, stop: int) -> None:
+        self.share, self.start, self.stop = share, start, stop
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            yield from self.share.positions(step)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.share.accumulation
+
+
+def feed(training_set: Any, share: Share, start: int, stop: int, workers: int = 0) -> Iterator[list[Batch]]:
+    """The micro-batches of each step from `start` to `stop`, prepared ahead by `workers` processes."""
+    loader = DataLoader(
+        training_set,
+        batch_sampler=_Positions(share, start, stop),
+        collate_fn=_whole_batch,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+    batches = iter(loader)
+    for _ in range(start, stop):
+        yield [next(batches) for _ in range(share.accumulation)]
+
+
+def _whole_batch(batch: Batch) -> Batch:
+    return batch
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C goes to the whole process group; the main process saves and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,31 @@
+"""Shared fixtures. torchvision is hidden first: the core must work without it."""
+
+import sys
+from pathlib import Path
+
+sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def golden():
+    """Load a golden case: a dict with 'weights.', 'in.' and 'out.' tensors."""
+    return lambda case: load_file(GOLDEN / f"{case}.safetensors")
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor, relative: float = 1e-4) -> None:
+    """max|got - want| <= relative * max|want|, the rule the golden index suggests."""
+    assert got.shape == want.shape, (got.shape, want.shape)
+    difference = (got - want).abs().max().item()
+    scale = want.abs().max().item()
+    assert difference <= relative * max(scale, 1e-30), f"max difference {difference:.3e}, scale {scale:.3e}"
