@@ -92,7 +92,7 @@ class PretrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Config):
-    """Drawing images."""
+    """Drawing images; `evaluate` judges the ones that were drawn."""
 
     count: int = 64
     steps: int = 50
@@ -100,9 +100,8 @@ class SampleConfig(Config):
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
-    """Image i is drawn from seed + i."""
-    time_shift: float | None = None
-    """Native timestep shift; null takes the pair's own."""
+    """Image i is drawn from seed + i, its class is i modulo the number of classes."""
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +110,6 @@ class EvaluateConfig(Config):
 
     reconstructions: int = 256
     """Held-out images for PSNR, SSIM and decoder sensitivity."""
-    generations: int = 512
-    """Images a set for the sliced Wasserstein distance; 0 leaves generation out."""
     speed_batch: int = 16
     """Images a batch in the speed measurement; 0 leaves it out."""
     batch_size: int = 64
@@ -155,7 +152,7 @@ class Recipe(Config):
 
 
 def _check_chain(recipe: Recipe) -> None:
-    chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune")]
+    chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune"), ("evaluate", "tokenizer")]
     for section, needed in chain:
         if recipe.has(section) and not recipe.has(needed):
             raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")

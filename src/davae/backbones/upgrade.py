@@ -41,7 +41,9 @@ def widen_with_report(
         raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
     backbone = backbone_of(transformer)
     channels = transformer.config.in_channels + detail_channels
-    config = {**transformer.config, **backbone.widened_config(transformer.config, channels)}
+    # Private entries stay behind: diffusers would replace what `_use_default_values` names, widened or not.
+    public = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    config = {**public, **backbone.widened_config(transformer.config, channels)}
     # Weights come from the source, so that a billion-parameter model is never initialised for nothing; buffers
     # that are not saved are computed as usual.
     with init_empty_weights(include_buffers=False):

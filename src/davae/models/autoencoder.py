@@ -123,6 +123,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.decoder = copy.deepcopy(self.base_vae.decoder).requires_grad_(True)
         family.replace_head(self.encoder, lambda width: DetailDownBlock(width, 2 * detail_channels, scale))
         family.replace_stem(self.decoder, lambda width: DetailUpBlock(self.layout.channels, width, scale))
+        self.base_vae.eval()  # from here on: see `train`
 
         self.register_to_config(
             latent_channels=self.layout.channels,
@@ -227,15 +228,19 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[StructuredPosterior]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior over stored latents [B, C + D, H / (f s), W / (f s)]."""
         base, mean, logvar = self.moments(x)
-        shift, scale = self._detail_affine(mean)
-        mean = (mean - shift) * scale
+        _, scale = self._detail_affine(mean)
         logvar = logvar + 2 * scale.log()
         posterior = StructuredPosterior(
-            self.layout.join(base, mean),
+            self.store(base, mean),
             self.layout.join(torch.full_like(base, LOGVAR_RANGE[0]), logvar),
             self.layout.base_channels,
         )
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def store(self, base: Tensor, detail: Tensor) -> Tensor:
+        """Raw base [B, C, h, w] and raw detail [B, D, h, w] -> the latent that `decode` takes."""
+        shift, scale = self._detail_affine(detail)
+        return self.layout.join(base, (detail - shift) * scale)
 
     @apply_forward_hook
     def decode(

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -35,78 +36,7 @@ _HARDWARE = {
     "system": "System",
 }
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1e; --soft: #62626c; --rule: #e3e3e8;
-  --wash: #f6f6f8; --accent: #2c5fd6; --good: #1b7a4a; --bad: #b4432a; }
-@media (prefers-color-scheme: dark) { :root { --paper: #151518; --ink: #ececf0; --soft: #a0a0aa;
-  --rule: #303036; --wash: #1e1e22; --accent: #86aaff; --good: #6ccf9f; --bad: #ff9f78; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 62rem; padding: clamp(2.5rem, 7vw, 6rem) clamp(1.25rem, 5vw, 3rem) 4rem;
-  background: var(--paper); color: var(--ink); font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", sans-serif; font-variant-numeric: tabular-nums; }
-h1 { margin: 0 0 1.25rem; font-size: clamp(2rem, 5vw, 2.9rem); line-height: 1.12; font-weight: 650;
-  letter-spacing: -.025em; text-wrap: balance; overflow-wrap: anywhere; }
-h2 { margin: 5rem 0 1.5rem; font-size: 1.45rem; line-height: 1.25; font-weight: 650; letter-spacing: -.012em; }
-h3 { margin: 3rem 0 .75rem; font-size: 1rem; font-weight: 650; }
-h2 + h3, h2 + section > h3:first-child { margin-top: 0; }
-p { margin: 0 0 1rem; max-width: 42rem; overflow-wrap: anywhere; text-wrap: pretty; }
-small, .soft { color: var(--soft); }
-small { font-size: .8125rem; font-weight: 400; }
-.lead { font-size: 1.175rem; line-height: 1.55; }
-.kicker { margin: 0 0 .75rem; font-size: .8125rem; color: var(--soft); letter-spacing: .02em; }
-.bar { display: flex; gap: 2px; height: .5rem; margin: 2.25rem 0 1rem; }
-.bar span { min-width: 3px; background: var(--accent); }
-.bar span:first-child { border-radius: 4px 0 0 4px; } .bar span:last-child { border-radius: 0 4px 4px 0; }
-.stages { display: flex; flex-wrap: wrap; gap: .5rem 2.25rem; margin: 0; padding: 0; list-style: none;
-  font-size: .9375rem; }
-.stages i { display: inline-block; width: .6rem; height: .6rem; margin-right: .5rem; border-radius: 2px;
-  background: var(--accent); }
-.stages b { font-weight: 400; color: var(--soft); margin-left: .35rem; }
-.claims { margin: 0; padding: 0; list-style: none; border-top: 1px solid var(--rule); }
-.claims li { display: grid; grid-template-columns: 1.75rem 1fr auto; gap: 0 .5rem; padding: .9rem 0;
-  border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; break-inside: avoid; }
-.claims .detail { grid-column: 2 / -1; color: var(--soft); font-size: .9375rem; }
-.mark { font-weight: 700; } .verdict { font-size: .8125rem; white-space: nowrap; padding-top: .15rem; }
-.holds .mark, .holds .verdict { color: var(--good); } .fails .mark, .fails .verdict { color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; min-width: 60%; font-size: .9375rem; }
-th, td { padding: .6rem 0 .6rem 2.25rem; text-align: right; white-space: nowrap; font-weight: 400;
-  border-bottom: 1px solid var(--rule); vertical-align: bottom; }
-th:first-child, td:first-child { padding-left: 0; padding-right: .5rem; text-align: left; }
-thead th { line-height: 1.3; font-weight: 600; } thead th small { display: block; }
-tbody th { position: sticky; left: 0; background: var(--paper); }
-.set { font-weight: 400; color: var(--soft); font-size: .8125rem; text-align: left; padding-bottom: 0;
-  border-bottom: none; }
-.first { padding-left: 3.5rem; }
-td.best { font-weight: 700; } td.empty { color: var(--rule); } .other { color: var(--soft); }
-td.other.best { color: var(--ink); }
-details { margin: .75rem 0 0; font-size: .875rem; color: var(--soft); }
-summary { cursor: pointer; width: fit-content; } summary:hover { color: var(--ink); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.5rem; margin: .75rem 0 1rem; }
-dt { color: var(--soft); } dd { margin: 0; color: var(--ink); overflow-wrap: anywhere; }
-dl + p, details p { margin: 1rem 0 0; }
-figure { margin: 0 0 3.5rem; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; }
-figure img.tiny { image-rendering: pixelated; }
-figcaption { margin-top: 1rem; max-width: 42rem; font-size: .9375rem; color: var(--soft); overflow-wrap: anywhere; }
-figcaption b { display: block; color: var(--ink); font-weight: 650; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem 2.5rem; }
-.curves figure { margin: 0; max-width: 29rem; }
-pre { margin: 0; padding: 1.25rem 1.5rem; overflow-x: auto; background: var(--wash); border-radius: 8px;
-  font: .8125rem/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-footer { margin-top: 5rem; padding-top: 1.5rem; border-top: 1px solid var(--rule); font-size: .875rem; }
-footer dl { margin: 0; }
-@media (max-width: 40rem) { h2 { margin-top: 3.5rem; } th, td { padding-left: 1.5rem; }
-  .first { padding-left: 2.25rem; } .scroll img.wide { max-width: 38rem; } figure { margin-bottom: 2.5rem; }
-  .claims li { grid-template-columns: 1.5rem 1fr; } .claims .verdict { grid-column: 2; grid-row: 3; } }
-@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #555; --rule: #ccc; --wash: #fff;
-    --accent: #2c5fd6; --good: #1b7a4a; --bad: #b4432a; }
-  body { max-width: none; padding: 0; font-size: 10pt; } h2 { margin-top: 2.5rem; } h2, h3 { break-after: avoid; }
-  * { print-color-adjust: exact; } table, .curves figure { break-inside: avoid; }
-  pre { white-space: pre-wrap; padding: 0; } .scroll { overflow: visible; } summary { list-style: none; }
-  details::details-content { content-visibility: visible; block-size: auto; } }
-"""
+_STYLE = (files("davae.report") / "style.css").read_text(encoding="utf-8")
 
 # Nothing may be fetched, from anywhere: the page states it and the browser holds it.
 _HEAD = """<!doctype html>

@@ -1,15 +1,233 @@
-"""`davae evaluate`."""
+"""`davae evaluate`: reconstruction, generation and speed of a run, side by side with the pretrained pair."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from davae.stages.run import Run
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from davae.backbones.registry import backbone_of
+from davae.core.layout import LatentLayout
+from davae.data.splits import first
+from davae.evaluate.generation import measure_generation
+from davae.evaluate.reconstruction import measure_reconstruction
+from davae.evaluate.results import Claim, Figure, Results, hardware
+from davae.evaluate.speed import measure_speed
+from davae.models.lightningdit import LightningDiT
+from davae.recipe import EvaluateConfig, SampleConfig
+from davae.report.figures import image_grid, labelled_strip, latent_figure
+from davae.sampling.pipeline import LightningDiTPipeline
+from davae.stages.drawing import decode_images, draw_all, draw_latents, to_uint8
+from davae.stages.run import Run, folder_hash, load_pair, settings
+from davae.stages.sample import drawn_latents
+
+UPGRADED, UPSAMPLED, CONTROL = "upgraded", "base upsampled", "random detail"
+_NOTES = {
+    UPGRADED: "the upgraded pair",
+    UPSAMPLED: "the pretrained pair with the same seeds, labels and steps, enlarged by bicubic interpolation",
+    CONTROL: "the upgraded pair's base latents with N(0, 1) detail, same decoder",
+}
 
 
 def inputs(run: Run) -> dict[str, Any]:
-    """What it depends on."""
-    return {}
+    """What the results depend on."""
+    result: dict[str, Any] = {
+        "evaluate": settings(run.recipe.evaluate),
+        "data": run.sources[1].fingerprint,
+        "image_size": run.recipe.image_size,
+    }
+    if run.recipe.has("tokenizer"):
+        result["tokenizer"] = folder_hash(run.path_of("tokenizer"))
+    if run.recipe.sample is not None:
+        result["sample"] = settings(run.recipe.sample)
+        result["pipeline"] = folder_hash(run.path_of("finetune"))
+    return result
 
 
 def work(run: Run) -> None:
-    """Do it."""
-    raise NotImplementedError
+    """Measure on the main process and write results.json and the figures."""
+    config = run.recipe.evaluate
+    assert config is not None
+    if not run.accelerator.is_main_process:
+        return
+    results = Results(run={"name": run.recipe.name, "hardware": hardware()})
+    (run.folder / "figures").mkdir(parents=True, exist_ok=True)
+    _reconstruction(run, config, results)
+    if run.recipe.sample is not None:
+        _generation(run, config, run.recipe.sample, results)
+    results.save(run.folder / "results.json")
+
+
+def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
+    run.observer.say("measuring reconstruction")
+    autoencoder = run.tokenizer()
+    source = first(run.sources[1], config.reconstructions)
+    report = measure_reconstruction(autoencoder, source, run.recipe.image_size, config.batch_size)
+    results.measurements += report.measurements
+    labelled_strip(list(report.strips.items())).save(run.folder / "figures" / "reconstruction.png")
+    results.figures.append(
+        Figure(
+            "Reconstruction",
+            "Held-out images: the input, the pretrained autoencoder at the same tokens enlarged, the upgraded "
+            "autoencoder, and what its decoder makes of no detail and of random detail.",
+            "figures/reconstruction.png",
+        )
+    )
+    images = source.images([0], run.recipe.image_size).float().to(autoencoder.device) / 127.5 - 1
+    with torch.no_grad():
+        base, mean, _ = autoencoder.moments(images)
+    latent = autoencoder.raw_scaling.normalise(autoencoder.layout.join(base, mean))[0].cpu()
+    latent_figure(latent, autoencoder.layout.base_channels).save(run.folder / "figures" / "latent.png")
+    results.figures.append(
+        Figure(
+            "The structured latent",
+            "Channels of the first held-out image's latent: each base channel beside the detail channels that are "
+            "aligned to it.",
+            "figures/latent.png",
+        )
+    )
+    if config.claims:
+        value = {m.row: m.value for m in report.measurements if m.column == "PSNR"}
+        results.claims += [
+            _ordered("The full latent reconstructs better than the base upsampled", value, "full", UPSAMPLED),
+            _ordered("The decoder uses the detail: full beats zero detail", value, "full", "zero detail"),
+            _ordered("Zero detail beats random detail", value, "zero detail", "random detail"),
+        ]
+
+
+def _ordered(text: str, value: Mapping[str, float], better: str, worse: str) -> Claim:
+    detail = f"{better} {value[better]:.2f} dB, {worse} {value[worse]:.2f} dB"
+    return Claim(text, value[better] > value[worse], detail)
+
+
+def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results: Results) -> None:
+    run.observer.say("measuring generation")
+    device = run.accelerator.device
+    upgraded = load_pair(run.path_of("finetune")).to(device)
+    base = load_pair(run.pair_path).to(device)
+    size = run.recipe.image_size
+    sets = _sets(run, upgraded, base, sample, config.batch_size)
+    real_source = first(run.sources[1], sample.count)
+    real = torch.cat(
+        [real_source.images(range(s, min(s + 64, len(real_source))), size) for s in range(0, len(real_source), 64)]
+    )
+    measurements, distances = measure_generation(sets, real, _NOTES)
+    results.measurements += measurements
+    shown = min(2 * base.transformer.config.num_classes, 18, sample.count)
+    for name, images in sets.items():
+        file = f"figures/samples-{name.replace(' ', '-')}.png"
+        image_grid(images[:shown], columns=min(shown, 6)).save(run.folder / file)
+        results.figures.append(Figure(f"Samples: {name}", _NOTES[name].capitalize() + ".", file))
+    if config.claims:
+        results.claims += _generation_claims(distances)
+    if config.speed_batch:
+        _speed(run, config, sample, upgraded, base, results)
+
+
+@torch.no_grad()
+def _sets(
+    run: Run, upgraded: LightningDiTPipeline, base: LightningDiTPipeline, sample: SampleConfig, batch_size: int
+) -> dict[str, Tensor]:
+    layout, latents = upgraded.vae.layout, drawn_latents(run)
+    sets: dict[str, list[Tensor]] = {UPSAMPLED: [], UPGRADED: [], CONTROL: []}
+    run.observer.begin("evaluate: base pair", sample.count)
+    size = (run.recipe.image_size, run.recipe.image_size)
+    for indices, drawn in draw_all(base, sample, list(range(sample.count))):
+        small = base.decode(drawn, output_type="pt")
+        sets[UPSAMPLED].append(to_uint8(F.interpolate(small, size=size, mode="bicubic", align_corners=False)))
+        run.observer.advance(indices[-1] + 1)
+    run.observer.end()
+    for batch in latents.split(batch_size):
+        batch = batch.to(upgraded.vae.device)
+        sets[UPGRADED].append(decode_images(upgraded, batch))
+        sets[CONTROL].append(decode_images(upgraded, _with_random_detail(layout, batch)))
+    return {name: torch.cat(parts) for name, parts in sets.items()}
+
+
+def _with_random_detail(layout: LatentLayout, latents: Tensor) -> Tensor:
+    base, detail = layout.split(latents)
+    noise = torch.randn(detail.shape, generator=torch.Generator().manual_seed(0))
+    return layout.join(base, noise.to(detail))
+
+
+def _generation_claims(distances: Mapping[str, Mapping[int, float]]) -> list[Claim]:
+    levels = sorted(distances[UPGRADED], reverse=True)
+    fine, coarse = levels[:2], levels[2:]
+
+    def compare(level: int, other: str) -> str:
+        return f"{level} px: upgraded {distances[UPGRADED][level]:.1f}, {other} {distances[other][level]:.1f}"
+
+    return [
+        Claim(
+            "Generated images are closer to real ones than the base upsampled, at the two finest levels",
+            all(distances[UPGRADED][level] < distances[UPSAMPLED][level] for level in fine),
+            "; ".join(compare(level, UPSAMPLED) for level in fine),
+        ),
+        Claim(
+            "The coarse levels are not worse by more than 10%",
+            all(distances[UPGRADED][level] <= 1.1 * distances[UPSAMPLED][level] for level in coarse),
+            "; ".join(compare(level, UPSAMPLED) for level in coarse),
+        ),
+        Claim(
+            "The generated detail matters: the same base latents with random detail are farther from real images",
+            all(distances[UPGRADED][level] < distances[CONTROL][level] for level in fine),
+            "; ".join(compare(level, CONTROL) for level in fine),
+        ),
+    ]
+
+
+def _speed(
+    run: Run,
+    config: EvaluateConfig,
+    sample: SampleConfig,
+    upgraded: LightningDiTPipeline,
+    base: LightningDiTPipeline,
+    results: Results,
+) -> None:
+    run.observer.say("measuring speed")
+    scale = run.recipe.image_size // base.image_size
+    native = _native(base, scale)
+    indices = list(range(config.speed_batch))
+
+    def draw(pipeline: LightningDiTPipeline) -> Tensor:
+        return decode_images(pipeline, draw_latents(pipeline, sample, indices))
+
+    pipelines = {"upgraded": upgraded, f"native, {scale * scale}x the tokens": native}
+    tokens = {name: _tokens(one.transformer) for name, one in pipelines.items()}
+    protocol = {
+        "image": f"{run.recipe.image_size} px",
+        "steps": sample.steps,
+        "guidance": sample.guidance_scale,
+        "precision": sample.precision,
+        "native": "the base transformer's geometry on a larger grid, random weights; base decoder",
+    }
+    measurements, seconds = measure_speed(
+        {name: lambda one=one: draw(one) for name, one in pipelines.items()},
+        tokens,
+        config.speed_batch,
+        run.accelerator.device,
+        protocol,
+    )
+    results.measurements += measurements
+    if config.claims:
+        fast, slow = seconds.values()
+        results.claims.append(
+            Claim(
+                "An image takes less time than with a transformer that needs 4 times the tokens",
+                fast < slow,
+                f"{fast * 1000:.0f} ms against {slow * 1000:.0f} ms an image: {slow / fast:.1f} times faster",
+            )
+        )
+
+
+def _tokens(transformer: LightningDiT) -> int:
+    side = transformer.config.sample_size
+    return backbone_of(transformer).num_tokens(transformer.config, side, side)
+
+
+def _native(base: LightningDiTPipeline, scale: int) -> LightningDiTPipeline:
+    """The base pair's geometry at the large size: `scale` squared times the tokens. Weights are random."""
+    config = {**base.transformer.config, "sample_size": base.transformer.config.sample_size * scale}
+    transformer = LightningDiT.from_config(config).to(base.transformer.device).eval()
+    return LightningDiTPipeline(base.vae, transformer, base.scheduler)

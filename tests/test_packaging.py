@@ -1,0 +1,135 @@
+"""The package as an installation: what importing it costs and pulls in, what it ships, what its lock pins."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import davae
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "pydantic", "numpy", "matplotlib", "yaml")
+
+
+def _python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter; its standard output."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _loaded_after(code: str, candidates: tuple[str, ...]) -> list[str]:
+    out = _python(f"{code}\nimport json, sys\nprint(json.dumps([n for n in {candidates!r} if sys.modules.get(n)]))")
+    return json.loads(out.splitlines()[-1])
+
+
+def test_every_module_imports_without_torchvision() -> None:
+    code = """
+import sys
+sys.modules["torchvision"] = None
+import importlib, pkgutil, davae
+names = [module.name for module in pkgutil.walk_packages(davae.__path__, "davae.")]
+for name in names:
+    importlib.import_module(name)
+assert len(names) > 40, names
+"""
+    assert _loaded_after(code, ("torchvision", "lpips", "timm", "open_clip", "torch_fidelity", "cleanfid")) == []
+
+
+def test_import_davae_imports_nothing_heavy() -> None:
+    assert _loaded_after("import davae", HEAVY) == []
+
+
+def test_import_davae_costs_little_beside_torch() -> None:
+    code = "import torch, time; start = time.perf_counter(); import davae; print(time.perf_counter() - start)"
+    assert float(_python(code)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--help"], 0), (["--version"], 0), (["run", "--help"], 0), (["finetoon"], 2), ([], 2)],
+    ids=" ".join,
+)
+def test_help_and_mistakes_load_nothing_heavy(arguments: list[str], status: int) -> None:
+    code = f"""
+import sys
+from davae.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    assert stop.code == {status}, stop.code
+else:
+    raise AssertionError("did not exit")
+"""
+    assert _loaded_after(code, HEAVY) == []
+
+
+@pytest.mark.parametrize("argument", ["--help", "finetoon"])
+def test_help_and_mistakes_answer_within_a_second(argument: str) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "davae", argument], capture_output=True, check=False)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1.0, seconds
+
+
+def test_a_misspelt_verb_is_answered_with_the_nearest_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "davae", "finetoon"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "finetune" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_public_names_exist_and_keep_their_stored_home() -> None:
+    for name in davae.__all__:
+        assert name in dir(davae)
+        assert getattr(davae, name) is not None
+    for name in ("AutoencoderDA", "LightningDiT", "LightningDiTPipeline"):
+        assert getattr(davae, name).__module__ == "davae", "diffusers stores this name; it must never move"
+    with pytest.raises(AttributeError, match="AutoencoderDA"):
+        _ = davae.AutoencoderDAA
+
+
+def test_package_carries_its_types_and_recipes() -> None:
+    package = files("davae")
+    assert (package / "py.typed").is_file()
+    assert (package / "recipes" / "demo.yaml").is_file()
+    assert (package / "recipes" / "demo-quick.yaml").is_file()
+
+
+def test_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == davae.__version__
+    assert f"\nversion: {davae.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{davae.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_lock_pins_everything_that_the_project_asks_for() -> None:
+    lines = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    pins = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([\w.-]+)==([\w.]+)", line)
+            assert match, f"not an exact pin: {line}"
+            pins[canonicalize_name(match[1])] = match[2]
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = whole["project"]
+    wanted = [
+        *whole["build-system"]["requires"],
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+    ]
+    for requirement in map(Requirement, wanted):
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} is not in requirements/lock.txt"
+        assert requirement.specifier.contains(pin), f"lock pins {requirement.name}=={pin}, project asks {requirement}"
+    assert "torchvision" not in pins
