@@ -56,7 +56,7 @@ def test_import_davae_costs_little_beside_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [(["--help"], 0), (["--version"], 0), (["run", "--help"], 0), (["finetoon"], 2), ([], 2)],
-    ids=" ".join,
+    ids=["help", "version", "help of a verb", "misspelt verb", "no verb"],
 )
 def test_help_and_mistakes_load_nothing_heavy(arguments: list[str], status: int) -> None:
     code = f"""

@@ -160,10 +160,8 @@ FRESH_PROCESS = """
 import sys, torch
 from safetensors.torch import load_file
 import davae
-from diffusers import DiffusionPipeline
 for folder in sys.argv[1:]:
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    assert isinstance(pipe, davae.LightningDiTPipeline), type(pipe)
+    pipe = davae.LightningDiTPipeline.from_pretrained(folder)
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     images = pipe([0, 3], num_inference_steps=4, guidance_scale=2.0, generator=seeds, output_type="pt").images
     torch.testing.assert_close(images, load_file(f"{folder}/want.safetensors")["images"], rtol=1e-4, atol=1e-4)

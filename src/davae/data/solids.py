@@ -139,7 +139,8 @@ _PLANES = {
 
 def _polytope(x: Tensor, y: Tensor, rotation: Tensor, planes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Clip the ray (x, y, -inf..inf) by half-spaces n.p <= d: nearest depth, chord length, normal there."""
-    normals = torch.einsum("nij,pj->npi", rotation, planes[0])  # (N, P, 3), view coordinates
+    # Not a matrix product: its rounding would depend on N, and an image on its batch.
+    normals = (rotation[:, None] * planes[0][:, None]).sum(dim=3)  # (N, P, 3), view coordinates
     slope = normals[:, :, 2, None, None]
     room = (
         planes[1][:, None, None]

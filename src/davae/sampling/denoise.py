@@ -50,7 +50,8 @@ def denoise(
     """
     scheduler.set_timesteps(sigmas=scheduler_sigmas(num_steps), device=latents.device)
     for step, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False)):
-        time = from_sigma(torch.full((len(latents),), sigma, dtype=latents.dtype, device=latents.device))
+        # In float32 whatever the latents are: in bfloat16 neighbouring steps near the noise would share one time.
+        time = from_sigma(torch.full((len(latents),), sigma, device=latents.device))
         if guidance_scale != 1.0 and in_interval(float(time[0]), guidance_interval):
             both = velocity(latents.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([labels, null_labels]))
             conditional, unconditional = both.chunk(2)

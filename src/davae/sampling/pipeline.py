@@ -75,6 +75,10 @@ class LightningDiTPipeline(DiffusionPipeline):
             ValueError: a label is out of range, or the generators are not as many as the labels.
         """
         self._check_labels(class_labels)
+        if isinstance(generator, list) and len(generator) != len(class_labels):
+            raise ValueError(
+                f"Give one generator, or one an image; got {len(class_labels)} images, {len(generator)} generators."
+            )
         device, config = self._execution_device, self.transformer.config
         labels = torch.tensor(list(class_labels), device=device)
         if latents is None:
