@@ -3,7 +3,9 @@
 This is the only file that imports pydantic. Settings live beside their owners; here they are only put together.
 """
 
+import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +25,13 @@ REUSABLE = ("tokenizer", "cache", "finetune")
 
 class RecipeError(ValueError):
     """A recipe that cannot be run, with every problem listed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 1e-3 is one, although it has no dot."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,7 @@ class DataConfig(Config):
             raise ValueError(f"data.kind {self.kind} needs data.path")
         if self.kind == "auto" and self.path is None:
             raise ValueError("data needs a path, or kind: solids")
+        _require_positive(self, "count", "test_count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,9 @@ class CacheConfig(Config):
     shard_size: int = 4096
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size", "shard_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Config):
@@ -88,6 +101,8 @@ class PretrainConfig(Config):
     autoencoder: BaseAutoencoderConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
     transformer: BaseTransformerConfig
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the saved pair's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +118,9 @@ class SampleConfig(Config):
     """Image i is drawn from seed + i, its class is i modulo the number of classes."""
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "count", "steps", "batch_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
@@ -115,6 +133,9 @@ class EvaluateConfig(Config):
     batch_size: int = 64
     claims: bool = False
     """Whether the run is held to the demo's claims."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "reconstructions", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +172,12 @@ class Recipe(Config):
         return values | {section: {"from": path} for section, path in self.reuse.items()}
 
 
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
+
+
 def _check_chain(recipe: Recipe) -> None:
     chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune"), ("evaluate", "tokenizer")]
     for section, needed in chain:
@@ -178,7 +205,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"There is no recipe {path}. Give the path of a YAML file.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -188,7 +215,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `a.b=c` strings; c is read as YAML. The given mapping is left as it is."""
-    merged = yaml.safe_load(yaml.safe_dump(dict(values)))
+    merged = copy.deepcopy(dict(values))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -199,7 +226,10 @@ def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise RecipeError(f"--set {key}: {parent!r} is not a section.")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {key}: {text!r} is not valid YAML: {error}") from error
     return merged
 
 

@@ -42,6 +42,7 @@ class CacheManifest:
         labels: a label a sample.
         captions: a caption a sample.
         skipped: (name, reason) of images that could not be used.
+        precision: in which the autoencoder encoded.
     """
 
     layout: LatentLayout
@@ -58,6 +59,7 @@ class CacheManifest:
     labels: tuple[int, ...] = ()
     captions: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    precision: str = "fp32"
     format_version: int = FORMAT_VERSION
 
     @property
@@ -69,6 +71,7 @@ class CacheManifest:
             "size": self.size,
             "flips": self.flips,
             "dtype": self.dtype,
+            "precision": self.precision,
             "base_channels": self.layout.base_channels,
             "detail_channels": self.layout.detail_channels,
         }
@@ -89,10 +92,10 @@ def write_cache(folder: Path, manifest: CacheManifest, shards: Iterable[tuple[in
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-    mark = json.dumps(manifest.key, sort_keys=True)
     written: list[tuple[str, int]] = []
     for first, count, moments in shards:
         name = f"latents-{first:08d}.safetensors"
+        mark = json.dumps({**manifest.key, "count": count}, sort_keys=True)
         if _shard_mark(folder / name) != mark:
             temporary = folder / f".{name}.tmp"
             tensors = {key: value.detach().cpu().contiguous() for key, value in moments().items()}

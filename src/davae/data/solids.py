@@ -45,7 +45,7 @@ class SolidsSource:
 
     @cached_property
     def captions(self) -> list[str]:
-        """A sentence for every scene, for example "a striped red box on grey"."""
+        """A sentence for every scene, for example "a striped red box"."""
         return [self._caption(index) for index in range(self.count)]
 
     def images(self, indices: Sequence[int], size: int) -> Tensor:
@@ -88,9 +88,9 @@ def render(draws: Tensor, shape: str, material: str, size: int) -> Tensor:
     point = torch.stack([x, y, near], dim=1)  # (N, 3, H, W), view coordinates
     grain, groove = _material(material, torch.einsum("nij,nihw->njhw", rotation, point))
     light = _directions(u[6] * 2 - 1, 0.35 + 0.5 * u[7])
-    diffuse = torch.einsum("nchw,nc->nhw", normal, light).clamp_min(0)
+    diffuse = _dot(normal, light).clamp_min(0)
     half = torch.nn.functional.normalize(light + torch.tensor([0.0, 0.0, 1.0]), dim=1)
-    highlight = torch.einsum("nchw,nc->nhw", normal, half).clamp_min(0).pow(40)
+    highlight = _dot(normal, half).clamp_min(0).pow(40)
 
     first, second = _colour(u[0], 0.75, 0.9), _colour(u[0] + 0.12 + 0.2 * u[8], 0.55, 0.55)
     surface = first[..., None, None] + (second - first)[..., None, None] * grain[:, None]
@@ -105,6 +105,11 @@ def render(draws: Tensor, shape: str, material: str, size: int) -> Tensor:
 
 def _column(values: Tensor) -> Tensor:
     return values[:, None, None]
+
+
+def _dot(field: Tensor, vector: Tensor) -> Tensor:
+    """(N, 3, H, W) . (N, 3) -> (N, H, W). Not einsum: its rounding would depend on N, and an image on its batch."""
+    return (field * vector[..., None, None]).sum(dim=1)
 
 
 def _directions(side: Tensor, up: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ _PLANES = {
 
 def _polytope(x: Tensor, y: Tensor, rotation: Tensor, planes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Clip the ray (x, y, -inf..inf) by half-spaces n.p <= d: nearest depth, chord length, normal there."""
-    # Not a matrix product: its rounding would depend on N, and an image on its batch.
+    # No matrix product here either, see _dot.
     normals = (rotation[:, None] * planes[0][:, None]).sum(dim=3)  # (N, P, 3), view coordinates
     slope = normals[:, :, 2, None, None]
     room = (

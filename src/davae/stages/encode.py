@@ -40,6 +40,7 @@ def encode_source(
         size=size,
         flips=config.flips,
         dtype=config.dtype,
+        precision=config.precision,
         shift=scaling.shift,
         scale=scaling.scale,
         class_names=tuple(source.class_names),

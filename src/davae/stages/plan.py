@@ -124,16 +124,21 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
         if stands and not changes:
             run.observer.say(f"{stage.name}: done before, skipped")
             continue
-        if stands and stage.trains and stage.name in run.state()["stages"] and not run.overwrite:
+        if stands and stage.trains and run.record.stage(stage.name) is not None and not run.overwrite:
             raise ValueError(
                 f"Run {run.recipe.name} has a finished {stage.name} with other settings: {'; '.join(changes[:5])}. "
                 f"Use the old settings, give the run another name, or pass --overwrite."
             )
         started = time.monotonic()
-        stage.work(run)
+        try:
+            stage.work(run)
+        except BaseException:
+            if run.accelerator.is_main_process:
+                run.record.pause(stage.name, time.monotonic() - started)
+            raise
         run.accelerator.wait_for_everyone()
         if run.accelerator.is_main_process:
-            run.finish(stage.name, _inputs(run, stage), time.monotonic() - started)
+            run.record.finish(stage.name, _inputs(run, stage), time.monotonic() - started)
         run.accelerator.wait_for_everyone()
 
 
@@ -142,5 +147,5 @@ def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
 
 
 def _changes(run: Run, stage: Stage) -> list[str]:
-    entry = run.state()["stages"].get(stage.name)
+    entry = run.record.stage(stage.name)
     return ["never finished"] if entry is None else differences(entry["inputs"], _inputs(run, stage))

@@ -14,7 +14,8 @@ from davae.models.faces import compression_of, layout_of, weights_hash
 from davae.models.lightningdit import LightningDiT
 from davae.recipe import PretrainConfig
 from davae.sampling.pipeline import LightningDiTPipeline
-from davae.stages.encode import encode_source, to_unit
+from davae.stages.encode import DTYPES, encode_source, to_unit
+from davae.stages.record import write_provenance
 from davae.stages.run import Run, replace_folder, settings
 from davae.stages.training import applied, fit
 from davae.train.diffusion import DiffusionTask, LatentSet
@@ -116,9 +117,16 @@ def train_transformer(run: Run) -> None:
         scheduler = FlowMatchEulerDiscreteScheduler(shift=sigma_shift(config.time_shift))
         pair = LightningDiTPipeline(autoencoder, transformer.eval(), scheduler)
         if run.accelerator.is_main_process:
-            pair.save_pretrained(run.folder / "pretrain" / ".pipeline")
-            replace_folder(run.folder / "pretrain" / ".pipeline", run.folder / "pretrain" / "pipeline")
+            _save_pair(run, pair)
     run.accelerator.wait_for_everyone()
+
+
+def _save_pair(run: Run, pair: LightningDiTPipeline) -> None:
+    temporary = run.folder / "pretrain" / ".pipeline"
+    pair.to(DTYPES[_section(run).save_dtype]).save_pretrained(temporary)
+    trainings = ("pretrain-autoencoder", "pretrain-transformer")
+    write_provenance(temporary, run.recipe.as_dict(), run.folder / "stats.jsonl", trainings)
+    replace_folder(temporary, run.folder / "pretrain" / "pipeline")
 
 
 def _load_autoencoder(run: Run) -> Any:

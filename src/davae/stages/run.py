@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import platform
 import shutil
-import subprocess
-import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -17,12 +15,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-import davae
 from davae.data.source import ImageSource
 from davae.data.splits import open_train_test
 from davae.models.autoencoder import AutoencoderDA
 from davae.recipe import Recipe, dump_recipe
 from davae.sampling.pipeline import LightningDiTPipeline
+from davae.stages.record import Record
 from davae.train.checkpoint import CheckpointStore
 from davae.train.journal import Journal, Observer, Silent
 
@@ -45,11 +43,14 @@ class Run:
         self.recipe, self.overwrite = recipe, overwrite
         self.folder = runs_dir / recipe.name
         self.observer: Observer = observer or Silent()
+        self.record = Record(self.folder / "run.json", recipe.name)
 
     @cached_property
     def accelerator(self) -> Accelerator:
         """Placement and distribution, by accelerate."""
         # Batch-norm statistics of the discriminator stay local: two forwards precede one backward there.
+        # torch 2.13 deprecates the argument, and its replacement would still synchronise them once.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         handler = DistributedDataParallelKwargs(broadcast_buffers=False)
         return Accelerator(
             cpu=self.recipe.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[handler]
@@ -65,6 +66,8 @@ class Run:
         for name, reason in train.skipped[:10]:
             self.observer.say(f"skipped {name}: {reason}")
         if train.skipped:
+            if self.accelerator.is_main_process:
+                self.record.note_skipped(train.skipped)
             self.observer.say(f"{len(train.skipped)} images could not be used; the list is in run.json.")
         return train, test
 
@@ -117,28 +120,6 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
 
-    def state(self) -> dict[str, Any]:
-        """The content of run.json."""
-        path = self.folder / "run.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        return {"name": self.recipe.name, "davae": davae.__version__, "stages": {}}
-
-    def finish(self, stage: str, inputs: Mapping[str, Any], seconds: float) -> None:
-        """Remember that a stage is done."""
-        state = self.state()
-        state["stages"][stage] = {
-            "inputs": inputs,
-            "seconds": round(seconds + state["stages"].get(stage, {}).get("partial_seconds", 0), 1),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        if "sources" in self.__dict__:
-            state["skipped_images"] = [list(row) for row in self.sources[0].skipped]
-        state |= {"davae": davae.__version__, "git": _git_revision(), "python": platform.python_version()}
-        temporary = self.folder / ".run.json.tmp"
-        temporary.write_text(json.dumps(state, indent=1))
-        temporary.rename(self.folder / "run.json")
-
 
 def embedded_pair() -> Path:
     """Folder of the pair that comes with the package."""
@@ -152,7 +133,7 @@ def load_pair(path: Path) -> LightningDiTPipeline:
             f"There is no pretrained pair in {path}: model_index.json is missing. "
             f"Give the folder of a saved pipeline, or 'embedded'."
         )
-    return LightningDiTPipeline.from_pretrained(path)
+    return LightningDiTPipeline.from_pretrained(path, torch_dtype=torch.float32)
 
 
 def folder_hash(path: Path) -> str:
@@ -177,18 +158,3 @@ def replace_folder(temporary: Path, target: Path) -> None:
 def settings(config: Any) -> dict[str, Any]:
     """A section as JSON values, for hashes and comparisons."""
     return json.loads(json.dumps(asdict(config)))
-
-
-def _git_revision() -> str:
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip()

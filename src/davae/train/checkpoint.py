@@ -71,7 +71,10 @@ class CheckpointStore:
                 + (f"The one before it is intact: {standing[-1].name}. " if standing else "No earlier one exists. ")
                 + "Free some space and run the same command again."
             ) from error
-        for path in self._paths()[: -self.keep]:
+        paths = self._paths()
+        place = paths.index(target)
+        # Later ones are damaged: a sound one would have been the start of this run.
+        for path in [*paths[: max(place + 1 - self.keep, 0)], *paths[place + 1 :]]:
             shutil.rmtree(path)
         return target
 
@@ -80,7 +83,7 @@ class CheckpointStore:
         for path in reversed(self._paths()):
             try:
                 checkpoint = self._read(path)
-            except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+            except (OSError, SafetensorError, ValueError, KeyError) as error:
                 logger.warning("Checkpoint %s is damaged (%s); using the one before it.", path.name, error)
                 continue
             return checkpoint
@@ -107,6 +110,11 @@ class CheckpointStore:
             actual = (path / f"{name}.safetensors").stat().st_size
             if actual != size:
                 raise OSError(f"{name}.safetensors has {actual} bytes, {size} were written")
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {manifest['format_version']}; this davae reads {FORMAT_VERSION}. "
+                f"Go on with the davae that wrote it, or pass --overwrite to start this stage anew."
+            )
         self._check_identity(manifest["identity"])
         groups = {name: load_file(path / f"{name}.safetensors") for name in manifest["files"]}
         return Checkpoint(path, manifest["step"], groups)

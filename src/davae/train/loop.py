@@ -132,7 +132,7 @@ def train(
     observer.begin(journal.stage, config.steps, start)
     window, clock = _Window(), time.monotonic()
     with Interrupt() as interrupt:
-        for step, micros in enumerate(batches(start), start=start):
+        for step, micros in zip(range(start, config.steps), batches(start), strict=False):
             values = _step(task, moving, micros, step, config, accelerator)
             window.add(values)
             done = step + 1

@@ -1,0 +1,254 @@
+"""The latent cache: what is written is read back by sample id, and what does not fit is refused with a remedy."""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from davae.core.layout import LatentLayout
+from davae.data.latents import CacheManifest, LatentCache, Moments, shard_ranges, write_cache
+from davae.data.source import DataError
+
+COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4
+REMEDY = "davae cache RECIPE"
+
+
+def manifest(**changes: Any) -> CacheManifest:
+    values: dict[str, Any] = {
+        "layout": LatentLayout(BASE, DETAIL),
+        "autoencoder": "aaa111",
+        "source": "photos-1",
+        "size": 32,
+        "flips": True,
+        "dtype": "float16",
+        "shift": (0.5,) * BASE + (0.0,) * DETAIL,
+        "scale": (2.0,) * BASE + (1.0, 0.5, 0.25),
+        "class_names": ("ant", "bee"),
+        "ids": tuple(f"photo-{number}" for number in range(COUNT)),
+        "labels": tuple(number % 2 for number in range(COUNT)),
+        "captions": tuple(f"caption {number}" for number in range(COUNT)),
+        "skipped": (("cut.png", "unreadable"),),
+    }
+    return CacheManifest(**(values | changes))
+
+
+def moments(first: int, count: int, flips: bool = True, detail: int = DETAIL) -> Moments:
+    """Random numbers that are a function of the sample alone."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for number in range(first, first + count):
+        source = torch.Generator().manual_seed(number)
+        for suffix in ("", "_flip") if flips else ("",):
+            rows.setdefault(f"mean{suffix}", []).append(torch.randn(BASE + detail, SIDE, SIDE, generator=source))
+            if detail:
+                rows.setdefault(f"logvar{suffix}", []).append(torch.randn(detail, SIDE, SIDE, generator=source))
+    return {name: torch.stack(tensors).half() for name, tensors in rows.items()}
+
+
+class Encoder:
+    """Counts which shards are asked for; stops before the shard that starts at `dies_at`."""
+
+    def __init__(self, shard_size: int = 4, dies_at: int = -1, **kind: Any) -> None:
+        self.shard_size, self.dies_at, self.kind, self.encoded = shard_size, dies_at, kind, []
+
+    def shards(self) -> list[tuple[int, int, Any]]:
+        return [
+            (first, count, lambda first=first, count=count: self._encode(first, count))
+            for first, count in shard_ranges(COUNT, self.shard_size)
+        ]
+
+    def _encode(self, first: int, count: int) -> Moments:
+        if first == self.dies_at:
+            raise KeyboardInterrupt
+        self.encoded.append(first)
+        return moments(first, count, **self.kind)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_cache(tmp_path / "latents", manifest(), Encoder().shards())
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_samples_are_read_back_by_id(folder: Path) -> None:
+    cache, want = LatentCache(folder), moments(0, COUNT)
+    assert len(cache) == COUNT
+    for name in ("photo-9", "photo-0", "photo-4"):  # in three shards, one of them shorter
+        number = int(name.removeprefix("photo-"))
+        mean, logvar = cache.moments([cache.index[name]])
+        assert torch.equal(mean[0], want["mean"][number].float())
+        assert torch.equal(logvar[0], want["logvar"][number].float())
+
+
+def test_a_batch_comes_in_the_order_that_was_asked_for(folder: Path) -> None:
+    order = [9, 3, 4, 3, 0]
+    mean, logvar = LatentCache(folder).moments(order)
+    assert mean.dtype == logvar.dtype == torch.float32
+    assert torch.equal(mean, moments(0, COUNT)["mean"].float()[order])
+    assert torch.equal(logvar, moments(0, COUNT)["logvar"].float()[order])
+
+
+def test_mirrored_samples_are_mixed_in_where_asked(folder: Path) -> None:
+    mean, logvar = LatentCache(folder).moments([1, 1, 8], [False, True, True])
+    want = moments(0, COUNT)
+    assert torch.equal(mean, torch.stack([want["mean"][1], want["mean_flip"][1], want["mean_flip"][8]]).float())
+    assert torch.equal(logvar[1:], want["logvar_flip"][[1, 8]].float())
+
+
+def test_a_cache_without_mirrored_samples_says_so(tmp_path: Path) -> None:
+    folder = write_cache(tmp_path, manifest(flips=False), Encoder(flips=False).shards())
+    cache = LatentCache(folder)
+    assert torch.equal(cache.moments([5], [False])[0], cache.moments([5])[0])
+    with pytest.raises(DataError, match=r"no mirrored samples; re-run with cache\.flips"):
+        cache.moments([5, 6], [False, True])
+
+
+def test_the_latents_of_a_plain_autoencoder_have_no_variance(tmp_path: Path) -> None:
+    plain = manifest(layout=LatentLayout(BASE, 0), shift=(0.5,) * BASE, scale=(2.0,) * BASE)
+    cache = LatentCache(write_cache(tmp_path, plain, Encoder(detail=0).shards()))
+    mean, logvar = cache.moments([7, 2], [True, False])
+    assert (mean.shape, logvar.shape) == ((2, BASE, SIDE, SIDE), (2, 0, SIDE, SIDE))
+
+
+def test_normalising_uses_the_stored_statistics(folder: Path) -> None:
+    raw = torch.full((1, BASE + DETAIL, 1, 1), 3.0)
+    assert LatentCache(folder).normalise(raw).flatten().tolist() == [5.0, 5.0, 3.0, 1.5, 0.75]
+
+
+def test_the_manifest_survives_the_disk(folder: Path) -> None:
+    expected = manifest(shards=tuple((f"latents-{first:08d}.safetensors", min(4, 10 - first)) for first in (0, 4, 8)))
+    assert LatentCache(folder).manifest == expected
+    assert contents(folder) == [*(name for name, _ in expected.shards), "manifest.json"]
+
+
+def test_interrupted_writing_goes_on_with_whole_shards_kept(tmp_path: Path) -> None:
+    stopped = Encoder(dies_at=8)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(tmp_path, manifest(), stopped.shards())
+    assert stopped.encoded == [0, 4]
+    with pytest.raises(DataError, match=f"no complete latent cache.*{REMEDY}"):
+        LatentCache(tmp_path)
+    resumed = Encoder()
+    write_cache(tmp_path, manifest(), resumed.shards())
+    assert resumed.encoded == [8]
+    assert torch.equal(LatentCache(tmp_path).moments(range(COUNT))[0], moments(0, COUNT)["mean"].float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"autoencoder": "bbb222"},
+        {"source": "photos-2"},
+        {"size": 64},
+        {"dtype": "bfloat16"},
+        {"precision": "bf16"},
+        {"flips": False},
+        {"layout": LatentLayout(BASE + 1, DETAIL - 1)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_shards_that_something_else_made_are_not_kept(folder: Path, change: dict[str, Any]) -> None:
+    again = Encoder()
+    write_cache(folder, manifest(**change), again.shards())
+    assert again.encoded == [0, 4, 8]
+
+
+@pytest.mark.parametrize("shard_size", [3, 5, 10])
+def test_another_shard_size_replaces_every_shard_that_changed(folder: Path, shard_size: int) -> None:
+    again = Encoder(shard_size)
+    write_cache(folder, manifest(), again.shards())
+    cache = LatentCache(folder)
+    assert again.encoded == list(range(0, COUNT, shard_size))
+    assert len(contents(folder)) == 1 + len(again.encoded)
+    assert torch.equal(cache.moments(range(COUNT))[0], moments(0, COUNT)["mean"].float())
+
+
+def test_a_cache_of_another_autoencoder_is_refused_with_both_hashes(folder: Path) -> None:
+    cache = LatentCache(folder)
+    cache.require(autoencoder="aaa111", size=32)
+    with pytest.raises(DataError, match=f"autoencoder of the cache aaa111, of the recipe bbb222.*{REMEDY}"):
+        cache.require(autoencoder="bbb222", size=32)
+    with pytest.raises(DataError, match=f"size of the cache 32, of the recipe 64.*{REMEDY}"):
+        cache.require(autoencoder="aaa111", size=64)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no header", "missing"])
+def test_a_damaged_shard_is_named_and_made_again(folder: Path, damage: str) -> None:
+    shard = folder / "latents-00000004.safetensors"
+    whole = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(whole[: len(whole) - 8] if damage == "truncated" else whole[:5])
+    with pytest.raises(DataError, match=rf"{shard.name} is missing or cut off.*Re-run '{REMEDY}'"):
+        LatentCache(folder)
+    again = Encoder()
+    write_cache(folder, manifest(), again.shards())
+    assert again.encoded == [4]
+    assert torch.equal(LatentCache(folder).moments([5])[0], moments(5, 1)["mean"].float())
+
+
+def test_a_shard_of_another_length_is_refused(folder: Path) -> None:
+    shard = folder / "latents-00000004.safetensors"
+    save_file({name: tensor[:3].contiguous() for name, tensor in load_file(shard).items()}, shard)
+    with pytest.raises(DataError, match=f"{shard.name} holds 3 samples, the manifest says 4"):
+        LatentCache(folder)
+
+
+def test_a_manifest_of_another_version_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    future = json.loads(path.read_text()) | {"format_version": 99, "something": "new"}
+    path.write_text(json.dumps(future))
+    with pytest.raises(DataError, match=f"has format 99; this davae reads 1.*{REMEDY}"):
+        LatentCache(folder)
+
+
+def test_a_manifest_that_names_other_samples_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"ids": stored["ids"][:-1]}))
+    with pytest.raises(DataError, match=f"10 stored, 9 named.*{REMEDY}"):
+        LatentCache(folder)
+
+
+def test_every_part_of_the_key_is_checked(folder: Path) -> None:
+    key = LatentCache(folder).manifest.key
+    for name in key:
+        with pytest.raises(DataError, match=f"{name} of the cache"):
+            LatentCache(folder).require(**{name: "another"})
+    changed = dataclasses.replace(manifest(), autoencoder="bbb222").key
+    assert {name for name in key if key[name] != changed[name]} == {"autoencoder"}
+
+
+def test_it_works_in_loader_workers_and_pickles(folder: Path) -> None:
+    cache = LatentCache(folder)
+    want = cache.moments(range(COUNT))[0]  # the parent's files are open before the fork
+    loader = torch.utils.data.DataLoader(
+        range(COUNT), batch_size=4, num_workers=1, collate_fn=lambda i: cache.moments(i)[0]
+    )
+    assert torch.equal(torch.cat(list(loader)), want)
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).moments(range(COUNT))[0], want)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_reading_needs_no_memory_for_the_rest(tmp_path: Path) -> None:
+    def private_mb() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+    many = 12_000  # 58 MB
+    ids = tuple(map(str, range(many)))
+    large = manifest(flips=False, ids=ids, labels=(0,) * many, captions=("",) * many)
+    block = torch.zeros(many, BASE + DETAIL, 22, 22, dtype=torch.float16)
+    folder = write_cache(tmp_path, large, [(0, many, lambda: {"mean": block, "logvar": block[:, BASE:]})])
+    before = private_mb()
+    cache = LatentCache(folder)
+    cache.moments(range(0, many, 1000))
+    assert private_mb() - before < 20

@@ -1,0 +1,267 @@
+"""The diffusion objective: base and detail apart, the ramp, LoRA and its return to an ordinary model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import davae
+from davae.core.layout import LatentLayout
+from davae.data.latents import CacheManifest, LatentCache, write_cache
+from davae.train.checkpoint import CheckpointStore
+from davae.train.diffusion import (
+    DiffusionConfig,
+    DiffusionTask,
+    LatentSet,
+    LoraSettings,
+    merge_lora,
+    prepare_lora,
+)
+from davae.train.feed import Batch, Share, feed
+from davae.train.loop import OptimConfig, train
+from tiny_pair import tiny_transformer
+
+LAYOUT = LatentLayout(4, 4)
+HEADS = ("x_embedder.proj.", "final_layer.linear.")
+
+
+def upgraded() -> davae.LightningDiT:
+    torch.manual_seed(0)
+    return davae.widen(tiny_transformer(), detail_channels=4)
+
+
+def diffusion(model: nn.Module | None = None, layout: LatentLayout = LAYOUT, **settings: Any) -> DiffusionTask:
+    defaults = {"steps": 4, "batch_size": 4, "precision": "fp32", "detail_warmup_steps": 10, "label_dropout": 0.0}
+    config = DiffusionConfig(**defaults | {"optim": OptimConfig(lr=1e-2)} | settings)
+    return DiffusionTask(model or upgraded(), layout, config, seed=0)
+
+
+def batch(*positions: int, channels: int = 8) -> Batch:
+    rows = [torch.randn(channels, 4, 4, generator=torch.Generator().manual_seed(place)) for place in positions]
+    return {
+        "latent": torch.stack(rows),
+        "label": torch.tensor([place % 18 for place in positions]),
+        "position": torch.tensor(positions),
+    }
+
+
+def loss(task: DiffusionTask, step: int = 0, given: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    network = task.learners["transformer"].network
+    total, values = task.loss("transformer", network, given or batch(0, 1, 2, 3), step)
+    return total, {name: value.item() for name, value in values.items()}
+
+
+def cache(folder: Path, count: int = 10, flips: bool = True) -> LatentCache:
+    """Random moments with a wide detail posterior; mirrored ones are the mirror images plus 100."""
+    mean = torch.randn(count, 8, 4, 4)
+    moments = {"mean": mean, "logvar": torch.zeros(count, 4, 4, 4)}
+    if flips:
+        moments |= {"mean_flip": mean.flip(-1) + 100, "logvar_flip": torch.zeros(count, 4, 4, 4)}
+    manifest = CacheManifest(
+        layout=LAYOUT,
+        autoencoder="a",
+        source="s",
+        size=32,
+        flips=flips,
+        dtype="float32",
+        shift=(0.5,) * 8,
+        scale=(2.0,) * 8,
+        class_names=tuple("abc"),
+        ids=tuple(map(str, range(count))),
+        labels=tuple(index % 3 for index in range(count)),
+        captions=("",) * count,
+    )
+    return LatentCache(write_cache(folder, manifest, [(0, count, lambda: moments)]))
+
+
+def fit(task: DiffusionTask, latents: LatentCache, steps: int = 4, **parts: Any) -> None:
+    training_set = LatentSet(latents, seed=0, flips=False)
+    train(
+        task,
+        lambda start: feed(training_set, Share(task.config.batch_size), start, steps),
+        task.config,
+        Accelerator(cpu=True),
+        **parts,
+    )
+
+
+def test_base_and_detail_are_logged_apart_and_unweighted() -> None:
+    fresh = davae.LightningDiT(sample_size=4, in_channels=8, hidden_size=16, num_layers=1, num_attention_heads=2)
+    far = batch(0, 1, 2, 3)
+    far["latent"][:, 4:] += 100  # an untrained transformer predicts 0: the loss is the target's size
+    for step in (0, 5, 10):
+        values = loss(diffusion(fresh), step, far)[1]
+        assert 0.5 < values["loss_base"] < 5
+        assert 9000 < values["loss_detail"] < 11000
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (5, 0.5), (8, 0.9045085), (10, 1.0), (50, 1.0)])
+def test_the_loss_weighs_the_detail_by_its_ramp(step: int, weight: float) -> None:
+    total, values = loss(diffusion(cosine_weight=0.5), step)
+    assert values["detail_weight"] == pytest.approx(weight, abs=1e-6)
+    # Weights are scaled to mean 1, so that the loss keeps its size.
+    want = (values["loss_base"] + weight * values["loss_detail"]) / (1 + weight) + 0.5 * values["cosine"]
+    assert total.item() == pytest.approx(want, rel=1e-5)
+
+
+def head_gradients(task: DiffusionTask, step: int) -> tuple[float, float]:
+    """Largest gradient at the base rows and at the detail rows of the output head."""
+    model = task.learners["transformer"].network
+    model.zero_grad()
+    loss(task, step)[0].backward()
+    rows = model.final_layer.linear.weight.grad.abs()
+    return float(rows[:4].max()), float(rows[4:].max())
+
+
+def test_at_ramp_zero_the_detail_head_does_not_learn() -> None:
+    base, detail = head_gradients(diffusion(), step=0)
+    assert base > 1e-3
+    assert detail == 0
+    assert head_gradients(diffusion(), step=5)[1] > 1e-3
+    assert head_gradients(diffusion(cosine_masked=False), step=0)[1] > 1e-3  # the authors' form
+    assert head_gradients(diffusion(cosine_masked=False, cosine_weight=0.0), step=0)[1] == 0
+
+
+def test_at_ramp_zero_the_loss_ignores_the_detail_target() -> None:
+    # Zero columns in the embedder and no weight on the detail: the pretrained model's own loss.
+    values, other = batch(0, 1, 2, 3), batch(0, 1, 2, 3)
+    other["latent"][:, 4:] *= 30
+    assert loss(diffusion(), 0, values)[0].item() == pytest.approx(loss(diffusion(), 0, other)[0].item(), rel=1e-5)
+
+
+def test_a_plain_latent_has_no_detail_to_log() -> None:
+    torch.manual_seed(0)
+    task = diffusion(tiny_transformer(), LatentLayout(4, 0))
+    total, values = loss(task, 0, batch(0, 1, 2, 3, channels=4))
+    assert sorted(values) == ["cosine", "loss_base"]
+    assert total.item() == pytest.approx(values["loss_base"] + values["cosine"], rel=1e-5)
+
+
+def test_draws_belong_to_the_position_and_not_to_the_batch() -> None:
+    task = diffusion(label_dropout=0.5)
+    together = loss(task, 3, batch(0, 1, 2, 3))[0]
+    halves = [loss(task, 3, batch(*half))[0] for half in ((0, 1), (2, 3))]
+    assert together.item() == pytest.approx(sum(half.item() for half in halves) / 2, rel=1e-5)
+    moved = batch(0, 1, 2, 3)
+    moved["position"] += 4  # the next visit: other noise and other times
+    assert loss(task, 3, moved)[0].item() != pytest.approx(together.item(), rel=1e-3)
+
+
+def test_labels_are_dropped_at_their_rate() -> None:
+    seen: list[Tensor] = []
+    task = diffusion(label_dropout=0.25)
+    model = task.learners["transformer"].network
+    model.y_embedder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    given = batch(*range(400))
+    loss(task, 0, given)
+    dropped = seen[0] == model.null_class
+    assert 70 <= int(dropped.sum()) <= 130
+    assert torch.equal(seen[0][~dropped], given["label"][~dropped])
+
+
+def test_a_transformer_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes 4 latent channels, the latents have 8 .*detail_channels=4"):
+        diffusion(tiny_transformer())
+
+
+def test_training_sees_normalised_latents_and_new_detail_at_every_visit(tmp_path: Path) -> None:
+    latents = cache(tmp_path)
+    training_set = LatentSet(latents, seed=0, flips=False)
+    visits = training_set.__getitems__(list(range(20)))
+    order = training_set.order.indices(range(20))
+    mean = (latents.moments(order)[0] - 0.5) * 2
+    assert visits["label"].tolist() == [index % 3 for index in order]
+    torch.testing.assert_close(visits["latent"][:, :4], mean[:, :4])
+    noise = (visits["latent"] - mean)[:, 4:] / 2
+    assert noise.std() == pytest.approx(1.0, abs=0.1)
+    first, second = order.index(3, 0, 10), order.index(3, 10, 20)
+    assert not torch.equal(noise[first], noise[second])
+    again = LatentSet(latents, seed=0, flips=False).__getitems__([second])
+    assert torch.equal(again["latent"][0], visits["latent"][second])
+
+
+def test_half_of_the_latents_are_mirrored_ones(tmp_path: Path) -> None:
+    visits = LatentSet(cache(tmp_path), seed=0, flips=True).__getitems__(list(range(100)))
+    mirrored = visits["latent"].mean(dim=(1, 2, 3)) > 50
+    assert 30 < int(mirrored.sum()) < 70
+
+
+def test_finetuning_lowers_the_detail_loss(tmp_path: Path) -> None:
+    latents = cache(tmp_path)
+    later = LatentSet(latents, seed=0, flips=False).__getitems__(list(range(1000, 1064)))
+    task = diffusion(steps=60, batch_size=8, detail_warmup_steps=5)
+    before = loss(task, 10, later)[1]
+    fit(task, latents, steps=60)
+    after = loss(task, 10, later)[1]
+    assert after["loss_detail"] < 0.7 * before["loss_detail"]
+    assert after["loss_base"] < 1.1 * before["loss_base"]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_lora_trains_its_adapters_and_the_heads_alone(tmp_path: Path) -> None:
+    model = prepare_lora(upgraded(), LoraSettings(rank=2), seed=0)
+    before = weights(model)
+    fit(diffusion(model), cache(tmp_path))
+    moved = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    adapters = {name for name in before if "lora_" in name}
+    heads = {name for name in before if name.startswith(HEADS)}
+    assert len(heads) == 4
+    assert len(adapters) == 2 * (2 * 5 + 1)  # two blocks of five targets, and the modulation of the last layer
+    assert moved == adapters | heads
+
+
+def test_lora_starts_as_the_model_itself() -> None:
+    given = batch(0, 1)
+    arguments = (given["latent"], torch.tensor([0.2, 0.7]), given["label"])
+    adapted = prepare_lora(upgraded(), LoraSettings(rank=2), seed=0)
+    assert torch.equal(adapted(*arguments).sample, upgraded()(*arguments).sample)
+    same, other = (prepare_lora(upgraded(), LoraSettings(rank=2), seed=seed).state_dict() for seed in (0, 1))
+    drawn = [name for name in same if "lora_A" in name]
+    assert all(torch.equal(same[name], adapted.state_dict()[name]) for name in drawn)
+    assert not any(torch.equal(same[name], other[name]) for name in drawn)
+
+
+@torch.no_grad()
+def test_merged_lora_is_an_ordinary_model(tmp_path: Path) -> None:
+    plain = upgraded()
+    model = prepare_lora(upgraded(), LoraSettings(rank=2, alpha=6.0), seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.normal_(std=0.1)
+    given = batch(0, 1)
+    arguments = (given["latent"], torch.tensor([0.2, 0.7]), given["label"])
+    want = model(*arguments).sample
+    merged = merge_lora(model)
+    assert {name: tensor.shape for name, tensor in merged.state_dict().items()} == {
+        name: tensor.shape for name, tensor in plain.state_dict().items()
+    }
+    assert {type(module) for module in merged.modules()} == {type(module) for module in plain.modules()}
+    assert (want - plain(*arguments).sample).abs().max() > 1e-3
+    torch.testing.assert_close(merged(*arguments).sample, want, rtol=1e-4, atol=1e-5)
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(
+        davae.LightningDiT.from_pretrained(tmp_path)(*arguments).sample, want, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_killed_lora_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    latents = cache(tmp_path / "latents")
+    straight, broken, resumed = (
+        diffusion(prepare_lora(upgraded(), LoraSettings(rank=2), seed=0), checkpoint_every=2) for _ in range(3)
+    )
+    fit(straight, latents)
+
+    def die(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, latents, store=CheckpointStore(tmp_path / "store", {}), hooks=[(3, die)])
+    fit(resumed, latents, store=CheckpointStore(tmp_path / "store", {}))
+    want, got = (weights(task.learners["transformer"].network) for task in (straight, resumed))
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())

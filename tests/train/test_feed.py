@@ -1,0 +1,116 @@
+"""Which sample a step sees: a function of seed and position, whoever asks and wherever a run begins."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from davae.data.solids import SolidsSource
+from davae.train.feed import ImageSet, Order, Share, feed
+
+
+class Positions(torch.utils.data.Dataset):
+    """A training set whose samples are their positions."""
+
+    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
+        return {"position": torch.tensor(positions)}
+
+
+def fed(share: Share, start: int = 0, stop: int = 5, workers: int = 0) -> list[list[list[int]]]:
+    """Positions by step and micro-batch."""
+    steps = feed(Positions(), share, start, stop, workers)
+    return [[micro["position"].tolist() for micro in micros] for micros in steps]
+
+
+def test_an_epoch_visits_every_sample_once() -> None:
+    order = Order(10, seed=3)
+    epochs = [order.indices(range(start, start + 10)) for start in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3  # another order each
+    assert Order(10, seed=4).indices(range(10)) != epochs[0]
+
+
+def test_the_order_does_not_depend_on_who_asked_before() -> None:
+    order = Order(7, seed=0)
+    forward = order.indices(range(70))
+    assert Order(7, seed=0).indices(range(69, -1, -1)) == forward[::-1]
+    assert Order(7, seed=0).indices([40]) == forward[40:41]
+    assert order.indices([3, 66, 20, 3]) == [forward[3], forward[66], forward[20], forward[3]]
+
+
+def test_a_batch_may_span_epochs() -> None:
+    batch = Order(3, seed=0).indices(range(2, 10))
+    assert sorted(batch[1:4]) == sorted(batch[4:7]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("accumulation", "processes"), [(1, 2), (2, 1), (2, 2), (3, 4)])
+def test_shares_together_are_the_global_batch(accumulation: int, processes: int) -> None:
+    shares = [fed(Share(24, accumulation, processes, process)) for process in range(processes)]
+    for step, micros in enumerate(zip(*shares, strict=True)):
+        flat = [position for micro in itertools.chain(*micros) for position in micro]
+        assert len(flat) == 24
+        assert sorted(flat) == list(range(24 * step, 24 * step + 24))
+        assert {len(micro) for micro in itertools.chain(*micros)} == {24 // (accumulation * processes)}
+
+
+def test_micro_batches_of_all_processes_are_the_micro_batches_of_one() -> None:
+    alone = fed(Share(12, accumulation=3))
+    shares = [fed(Share(12, 3, 2, process)) for process in range(2)]
+    for step, micros in enumerate(alone):
+        for number, micro in enumerate(micros):
+            assert shares[0][step][number] + shares[1][step][number] == micro
+
+
+def test_starting_late_is_skipping() -> None:
+    share = Share(8, accumulation=2)
+    assert fed(share, start=3) == fed(share)[3:]
+    assert fed(share, start=5) == []
+
+
+def test_another_process_count_goes_on_with_the_same_batches() -> None:
+    together = fed(Share(8), 0, 6)
+    resumed = [fed(Share(8, 1, 4, process), 3, 6) for process in range(4)]
+    for step, (micro,) in enumerate(together[3:]):
+        assert list(itertools.chain(*(one[step][0] for one in resumed))) == micro
+
+
+def test_an_uneven_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size 10 for 2 processes x 3 accumulation steps. Use a multiple of 6"):
+        Share(10, accumulation=3, num_processes=2)
+
+
+def test_images_depend_on_their_position_alone() -> None:
+    source = SolidsSource(6, seed=2)
+    together = ImageSet(source, 16, seed=1).__getitems__(list(range(12)))
+    assert together["image"].shape == (12, 3, 16, 16)
+    assert together["image"].dtype == torch.uint8
+    assert together["position"].tolist() == list(range(12))
+    for position in (11, 0, 5):
+        alone = ImageSet(source, 16, seed=1).__getitems__([position])
+        assert torch.equal(alone["image"][0], together["image"][position])
+    other = ImageSet(source, 16, seed=2).__getitems__(list(range(12)))
+    assert not torch.equal(other["image"], together["image"])
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    source = SolidsSource(4, seed=0)
+    flipping, still = ImageSet(source, 8, seed=0), ImageSet(source, 8, seed=0, flip=False)
+    batch, plain = (one.__getitems__(list(range(200)))["image"] for one in (flipping, still))
+    same = (batch == plain).flatten(1).all(dim=1)
+    mirrored = (batch == plain.flip(-1)).flatten(1).all(dim=1)
+    assert bool((same | mirrored).all())
+    assert 70 < int(mirrored.sum()) < 130
+    # A sample is not bound to one side: later epochs mirror it anew.
+    indices = torch.tensor(flipping.order.indices(range(200)))
+    assert 0 < int(mirrored[indices == 0].sum()) < int((indices == 0).sum())
+
+
+def test_workers_change_nothing() -> None:
+    training_set, share = ImageSet(SolidsSource(6), 8, seed=0), Share(4, accumulation=2)
+    alone = list(feed(training_set, share, 1, 5))
+    helped = list(feed(training_set, share, 1, 5, workers=2))
+    assert len(alone) == len(helped) == 4
+    for micro, other in zip(itertools.chain(*alone), itertools.chain(*helped), strict=True):
+        assert torch.equal(micro["image"], other["image"])
+        assert torch.equal(micro["position"], other["position"])

@@ -1,0 +1,256 @@
+"""The training loop on a linear model, where every number can be worked out by hand."""
+
+import copy
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from davae.train.checkpoint import CheckpointError, CheckpointStore
+from davae.train.interrupt import Interrupted
+from davae.train.journal import Journal
+from davae.train.loop import Learner, LoopConfig, OptimConfig, train
+
+SLOPE = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
+
+
+def line(ema_decay: float | None = None, **optim: Any) -> Any:
+    """The task of fitting a line: one learner, "line"."""
+    torch.manual_seed(0)
+
+    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict]:
+        prediction = network(batch["x"])
+        return (prediction.float() - batch["y"]).square().mean(), {"x": batch["x"].mean()}
+
+    learner = Learner(nn.Linear(4, 1), OptimConfig(**{"lr": 0.05} | optim), ema_decay)
+    return SimpleNamespace(learners={"line": learner}, is_active=lambda *_: True, loss=loss)
+
+
+def samples(step: int, size: int = 12) -> dict[str, Tensor]:
+    x = torch.randn(size, 4, generator=torch.Generator().manual_seed(step))
+    return {"x": x, "y": x @ SLOPE + 0.7}
+
+
+def batches(accumulation: int = 1, poison: int | None = None) -> Callable[[int], Iterator[list[dict[str, Tensor]]]]:
+    """An endless feed; step `poison` holds one NaN in its last micro-batch."""
+
+    def endless(step: int) -> Iterator[list[dict[str, Tensor]]]:
+        while True:
+            batch = samples(step)
+            if step == poison:
+                batch["y"][-1] = torch.nan
+            chunks = zip(*(tensor.chunk(accumulation) for tensor in batch.values()), strict=True)
+            yield [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
+            step += 1
+
+    return endless
+
+
+def fit(task: Any, steps: int = 8, feed: Any = None, **settings: Any) -> Any:
+    """Train on the CPU; returns the average."""
+    parts = {name: settings.pop(name) for name in ("store", "journal", "hooks") if name in settings}
+    config = LoopConfig(**{"steps": steps, "batch_size": 12, "precision": "fp32", "log_every": 1} | settings)
+    return train(task, feed or batches(config.accumulation), config, Accelerator(cpu=True), **parts)["line"]
+
+
+def weights(task: Any) -> Tensor:
+    network = task.learners["line"].network
+    return torch.cat([network.weight.detach().flatten(), network.bias.detach()])
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_training_is_the_textbook_loop(tmp_path: Path) -> None:
+    task = line(weight_decay=0.1, max_grad_norm=0.5, betas=(0.8, 0.9))
+    network = copy.deepcopy(task.learners["line"].network)
+    fit(task, journal=Journal(tmp_path / "stats.jsonl", "line"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.05, weight_decay=0.1, betas=(0.8, 0.9))
+    for step, row in zip(range(8), rows(tmp_path / "stats.jsonl"), strict=True):
+        batch = samples(step)
+        loss = (network(batch["x"]) - batch["y"]).square().mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert row["loss_line"] == pytest.approx(loss.item(), rel=1e-6)
+        assert row["grad_norm_line"] == pytest.approx(norm.item(), rel=1e-6)  # before clipping
+    torch.testing.assert_close(weights(task)[:4], network.weight.detach()[0], rtol=1e-6, atol=1e-7)
+
+
+def test_accumulation_is_the_large_batch(tmp_path: Path) -> None:
+    large, small = line(max_grad_norm=1.0), line(max_grad_norm=1.0)
+    fit(large, journal=Journal(tmp_path / "large.jsonl", "line"))
+    fit(small, accumulation=4, journal=Journal(tmp_path / "small.jsonl", "line"))
+    torch.testing.assert_close(weights(small), weights(large), rtol=1e-5, atol=1e-6)
+    for row, other in zip(rows(tmp_path / "small.jsonl"), rows(tmp_path / "large.jsonl"), strict=True):
+        for name in ("loss_line", "x", "grad_norm_line"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+
+
+def rates(steps: int, **optim: Any) -> list[float]:
+    """Learning rates by step. A constant gradient of 1 moves an AdamW weight by exactly the rate."""
+    task = line(lr=1.0, **optim)
+    task.loss = lambda learner, network, batch, step: (network.bias.sum() + 0 * network.weight.sum(), {})
+    places = [float(weights(task)[4])]
+    fit(task, steps, hooks=[(1, lambda done: places.append(float(weights(task)[4])))])
+    return [before - after for before, after in zip(places, places[1:], strict=False)]
+
+
+def test_the_rate_warms_up_and_falls_to_its_final_factor() -> None:
+    got = rates(43, warmup_steps=3, final_lr_factor=0.2)
+    assert got[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0], rel=1e-4)
+    assert got[23] == pytest.approx(0.6, rel=1e-4)  # half way down the cosine
+    assert all(after < before for before, after in zip(got[3:], got[4:], strict=False))
+    assert 0.2 < got[-1] < 0.21
+
+
+def test_the_rate_is_constant_by_default() -> None:
+    assert rates(5) == pytest.approx([1.0] * 5, rel=1e-4)
+
+
+def test_frozen_weights_are_untouched(tmp_path: Path) -> None:
+    task = line(ema_decay=0.5, weight_decay=0.1)
+    task.learners["line"].network.weight.requires_grad_(False)
+    before = weights(task)
+    store = CheckpointStore(tmp_path, {})
+    average = fit(task, store=store)
+    assert torch.equal(weights(task)[:4], before[:4])
+    assert weights(task)[4] != before[4]
+    assert list(average.shadow) == ["bias"]
+    groups = store.latest().groups
+    assert list(groups["line"]) == ["bias"]
+    assert {key.split(".")[0] for key in groups["line.optimizer"]} == {"0"}
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    task = line()
+    task.learners["line"].network.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(task)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_nan_stops_before_the_step_and_names_it(tmp_path: Path, accumulation: int) -> None:
+    poisoned, sound = line(ema_decay=0.5), line(ema_decay=0.5)
+    store = CheckpointStore(tmp_path, {})
+    feed = batches(accumulation, poison=5)
+    with pytest.raises(FloatingPointError, match="step 5: loss_line, grad_norm_line not finite"):
+        fit(poisoned, feed=feed, accumulation=accumulation, store=store, checkpoint_every=2)
+    fit(sound, steps=5, accumulation=accumulation)
+    assert torch.equal(weights(poisoned), weights(sound))
+    assert store.latest().step == 4
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_too() -> None:
+    task = line()
+    network = task.learners["line"].network
+    nn.init.zeros_(network.bias)
+    task.loss = lambda learner, network, batch, step: (network.bias.sqrt().sum() + 0 * network.weight.sum(), {})
+    with pytest.raises(FloatingPointError, match="step 0: grad_norm_line not finite"):
+        fit(task)
+    assert weights(task)[4] == 0
+
+
+def test_an_inactive_learner_stands_still() -> None:
+    task = line()
+    late = nn.Linear(4, 1)
+    task.learners["late"] = Learner(late, OptimConfig(lr=0.1, weight_decay=0.5))
+    task.is_active = lambda learner, step: learner == "line" or step >= 3
+    seen = []
+    fit(task, steps=5, hooks=[(1, lambda done: seen.append(late.weight.detach().clone()))])
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_the_network_and_never_of_its_weights(precision: str, dtype: torch.dtype) -> None:
+    task, seen = line(), set()
+    task.learners["line"].network.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    fit(task, precision=precision)
+    assert seen == {dtype}
+    assert weights(task).dtype == torch.float32
+
+
+def test_rows_are_means_since_the_last_row(tmp_path: Path) -> None:
+    fit(line(), steps=7, journal=Journal(tmp_path / "each.jsonl", "line"))
+    fit(line(), steps=7, log_every=3, journal=Journal(tmp_path / "third.jsonl", "line"))
+    each = [row["loss_line"] for row in rows(tmp_path / "each.jsonl")]
+    third = rows(tmp_path / "third.jsonl")
+    assert [row["step"] for row in third] == [3, 6, 7]
+    assert [row["stage"] for row in third] == ["line"] * 3
+    want = [math.fsum(each[:3]) / 3, math.fsum(each[3:6]) / 3, each[6]]
+    assert [row["loss_line"] for row in third] == pytest.approx(want, rel=1e-5)
+    assert all(row["images_per_second"] > 0 for row in third)
+
+
+def test_hooks_run_after_the_steps_they_divide() -> None:
+    seen: list[int] = []
+    fit(line(), steps=7, hooks=[(3, seen.append)])
+    assert seen == [3, 6]
+
+
+def test_checkpoints_are_regular_and_the_last_step_has_one(tmp_path: Path) -> None:
+    fit(line(), steps=7, store=CheckpointStore(tmp_path, {}, keep=9), checkpoint_every=3)
+    assert sorted(int(path.name[-8:]) for path in tmp_path.iterdir()) == [3, 6, 7]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: Path, number: int) -> None:
+    settings: dict[str, Any] = {"warmup_steps": 2, "final_lr_factor": 0.1, "ema_decay": 0.7}
+    straight, broken, resumed = line(**settings), line(**settings), line(**settings)
+    want = fit(straight, journal=Journal(tmp_path / "want.jsonl", "line"))
+    store, journal = CheckpointStore(tmp_path / "checkpoints", {}), Journal(tmp_path / "got.jsonl", "line")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stop = (1, lambda done: os.kill(os.getpid(), number) if done == 5 else None)
+    with pytest.raises(Interrupted, match="saved at step 5") as interrupted:
+        fit(broken, store=store, journal=journal, hooks=[stop])
+    assert (interrupted.value.signal_number, interrupted.value.step) == (number, 5)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert store.latest().step == 5
+
+    for step in (6, 7):  # rows that were written after the last checkpoint
+        journal.log(step, {"loss_line": 0.0})
+    nn.init.zeros_(resumed.learners["line"].network.weight)  # whatever it starts with is replaced
+    got = fit(resumed, store=store, journal=journal)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert all(map(torch.equal, got.shadow.values(), want.shadow.values()))
+    losses = [
+        [(row["step"], row["loss_line"]) for row in rows(tmp_path / name)] for name in ("got.jsonl", "want.jsonl")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    def twice(done: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(line(), hooks=[(2, twice)])
+
+
+def test_a_finished_training_is_only_read(tmp_path: Path) -> None:
+    first, second = line(ema_decay=0.5), line(ema_decay=0.5)
+    want = fit(first, store=CheckpointStore(tmp_path, {}))
+    got = fit(second, feed=batches(poison=0), store=CheckpointStore(tmp_path, {}))
+    assert torch.equal(weights(second), weights(first))
+    assert torch.equal(got.shadow["weight"], want.shadow["weight"])
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    fit(line(), store=CheckpointStore(tmp_path, {}))
+    task = line()
+    task.learners["line"].network = nn.Sequential(task.learners["line"].network)
+    with pytest.raises(CheckpointError, match="other weights for the line: .*0.weight"):
+        fit(task, store=CheckpointStore(tmp_path, {}))

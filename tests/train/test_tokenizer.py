@@ -1,0 +1,261 @@
+"""The tokenizer objective: the base stands still, the detail learns its structure, the judge waits its turn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+import davae
+from davae.core.losses import alignment
+from davae.data.solids import SolidsSource
+from davae.train.checkpoint import CheckpointStore
+from davae.train.feed import Batch, ImageSet, Share, feed
+from davae.train.loop import OptimConfig, train
+from davae.train.tokenizer import (
+    AdversarialConfig,
+    AutoencoderConfig,
+    PerceptualConfig,
+    PlainSubject,
+    StructuredSubject,
+    TokenizerConfig,
+    TokenizerTask,
+)
+from tiny_pair import tiny_autoencoder
+
+FAST = OptimConfig(lr=3e-3, betas=(0.9, 0.99))
+
+
+def tokenizer(distance: Any = None, **settings: Any) -> TokenizerTask:
+    """The task over a tiny base with two detail channels per base channel."""
+    torch.manual_seed(0)
+    autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=8)
+    config = TokenizerConfig(**{"steps": 6, "batch_size": 4, "precision": "fp32", "optim": FAST} | settings)
+    return TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config, distance)
+
+
+def judged(start_step: int, **settings: Any) -> TokenizerTask:
+    judge = AdversarialConfig(start_step=start_step, width=4, optim=OptimConfig(lr=1e-2, betas=(0.5, 0.9)))
+    return tokenizer(adversarial=judge, **settings)
+
+
+def images(*positions: int) -> Batch:
+    return ImageSet(SolidsSource(16), 32, seed=0).__getitems__(list(positions))
+
+
+def fit(task: TokenizerTask, **parts: Any) -> None:
+    config = task.config
+    share, training_set = Share(config.batch_size), ImageSet(SolidsSource(16), 32, seed=0)
+    train(task, lambda start: feed(training_set, share, start, config.steps), config, Accelerator(cpu=True), **parts)
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def loss(task: TokenizerTask, step: int = 0, batch: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    return task.loss("autoencoder", task.subject.network, batch or images(0, 1, 2, 3), step)
+
+
+def pull(task: TokenizerTask, weight: nn.Parameter, step: int = 0) -> Tensor:
+    """Gradient of the whole loss at a weight."""
+    return torch.autograd.grad(loss(task, step)[0], weight)[0]
+
+
+@pytest.mark.filterwarnings("ignore:This AutoencoderDA has not been trained")
+def test_the_base_stands_still_and_still_decodes() -> None:
+    task = judged(start_step=2, ema_decay=0.9)
+    model = task.subject.network
+    before, pretrained = state(model), tiny_autoencoder()
+    pretrained.load_state_dict(model.base_vae.state_dict())
+    fit(task)
+    after = state(model)
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"encoder", "decoder"}
+    assert all(torch.equal(after[f"base_vae.{name}"], tensor) for name, tensor in pretrained.state_dict().items())
+    with torch.no_grad():
+        latent = model.encode(images(0)["image"] / 127.5 - 1).latent_dist.mode()
+        small = pretrained.decode(latent[:, :4]).sample
+        assert torch.equal(model.preview(latent), F.interpolate(small, scale_factor=2, mode="bicubic"))
+
+
+def test_every_trained_part_moves() -> None:
+    task = tokenizer()
+    before = state(task.subject.network)
+    fit(task)
+    after = state(task.subject.network)
+    trained = [name for name, weight in task.subject.network.named_parameters() if weight.requires_grad]
+    still = [name for name in trained if torch.equal(before[name], after[name])]
+    assert still == []
+
+
+def test_detail_is_dropped_for_whole_samples() -> None:
+    positions = list(range(24))
+    task = tokenizer(detail_dropout=0.5)
+    model, pictures = task.subject.network, images(*positions)["image"] / 127.5 - 1
+    with torch.no_grad():
+        result = task.subject.reconstruct(model, pictures, positions)
+        full = model.decoder(model.layout.join(result.base, result.detail))
+        bare = model.decoder(model.layout.join(result.base, torch.zeros_like(result.detail)))
+        again = task.subject.reconstruct(model, pictures[[7, 3]], [7, 3]).sample
+    kept = torch.isclose(result.sample, full, atol=1e-5).flatten(1).all(dim=1)
+    dropped = torch.isclose(result.sample, bare, atol=1e-5).flatten(1).all(dim=1)
+    assert bool((kept ^ dropped).all())
+    assert 6 <= int(dropped.sum()) <= 18
+    assert result.detail.abs().amin() > 0  # the alignment sees what the decoder does not
+    torch.testing.assert_close(again, result.sample[[7, 3]], rtol=1e-4, atol=1e-5)  # a matter of the sample alone
+
+
+def test_kept_details_are_enlarged_only_on_request() -> None:
+    task = tokenizer(detail_dropout=0.5, dropout_rescale=True)
+    model, pictures, positions = task.subject.network, images(*range(8))["image"] / 127.5 - 1, list(range(8))
+    with torch.no_grad():
+        result = task.subject.reconstruct(model, pictures, positions)
+        doubled = model.decoder(model.layout.join(result.base, 2 * result.detail))
+    kept = torch.isclose(result.sample, doubled, atol=1e-5).flatten(1).all(dim=1)
+    assert 0 < int(kept.sum()) < 8
+
+
+def test_the_posterior_draw_belongs_to_the_position() -> None:
+    task = tokenizer(detail_dropout=0)
+    model, picture = task.subject.network, images(0)["image"] / 127.5 - 1
+    with torch.no_grad():
+        first, second, other = (task.subject.reconstruct(model, picture, [place]) for place in (5, 5, 6))
+    assert torch.equal(first.detail, second.detail)
+    assert torch.equal(first.mean, other.mean)
+    spread = (first.detail - first.mean) / (0.5 * first.logvar).exp()
+    assert 0.7 < spread.std() < 1.3
+    assert not torch.equal(first.detail, other.detail)
+
+
+def distance_to_base(task: TokenizerTask) -> float:
+    """Alignment over images that the training does not see."""
+    pictures = SolidsSource(16, seed=9).images(range(16), 32) / 127.5 - 1
+    with torch.no_grad():
+        base, detail, _ = task.subject.network.moments(pictures)
+    return float(alignment(task.subject.layout, detail, base))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_alignment_brings_the_detail_to_the_base(adaptive: bool) -> None:
+    aligned, loose = (
+        tokenizer(steps=40, align_weight=weight, align_adaptive=adaptive, detail_dropout=0) for weight in (1.0, 0.0)
+    )
+    start = distance_to_base(aligned)
+    fit(aligned)
+    fit(loose)
+    assert distance_to_base(aligned) < 0.5 * start
+    assert distance_to_base(aligned) < 0.5 * distance_to_base(loose)
+
+
+def test_adaptive_alignment_pulls_as_hard_as_its_weight_says() -> None:
+    settings: dict[str, Any] = {"kl_weight": 0.0, "detail_dropout": 0}
+    pulls = {}
+    for weight in (0.0, 0.5, 2.0):
+        task = tokenizer(align_weight=weight, **settings)
+        pulls[weight] = pull(task, task.subject.latent_weight)
+    reference = pulls[0.0].norm()
+    assert float((pulls[0.5] - pulls[0.0]).norm() / reference) == pytest.approx(0.5, rel=0.02)
+    assert float((pulls[2.0] - pulls[0.0]).norm() / reference) == pytest.approx(2.0, rel=0.02)
+
+
+def test_the_journal_tells_the_alignment_and_its_weight() -> None:
+    total, values = loss(tokenizer(align_weight=0.5, kl_weight=0.0))
+    assert total.item() == pytest.approx(float(values["l1"] + values["align_weight"] * values["align"]), rel=1e-5)
+    total, values = loss(tokenizer(align_weight=0.5, align_adaptive=False, kl_weight=0.25))
+    assert "align_weight" not in values
+    assert total.item() == pytest.approx(float(values["l1"] + 0.25 * values["kl"] + 0.5 * values["align"]), rel=1e-5)
+
+
+def test_the_judge_waits_for_its_step() -> None:
+    task, seen = judged(start_step=3, steps=5), []
+    start = state(task.discriminator)
+    fit(task, hooks=[(1, lambda done: seen.append(state(task.discriminator)))])
+    for early in seen[:3]:  # steps 0, 1 and 2; running statistics included
+        assert all(torch.equal(early[name], tensor) for name, tensor in start.items())
+    # A bias of the last layer is pushed equally up and down while every logit is small.
+    assert all(not torch.equal(seen[3][name], start[name]) for name in start if not name.endswith(".bias"))
+    assert "adversarial" not in loss(task, step=2)[1]
+    assert "adversarial" in loss(task, step=3)[1]
+
+
+def test_the_judge_pulls_as_hard_as_its_weight_says() -> None:
+    task = judged(start_step=1, align_weight=0.0, kl_weight=0.0)
+    before, after = (pull(task, task.subject.last_weight, step) for step in (0, 1))
+    assert float((after - before).norm() / before.norm()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_autoencoders_loss_does_not_teach_the_judge() -> None:
+    task = judged(start_step=0)
+    loss(task)[0].backward()
+    assert all(weight.grad is None and weight.requires_grad for weight in task.discriminator.parameters())
+    task.subject.network.zero_grad()
+    task.loss("discriminator", task.discriminator, images(0, 1, 2, 3), 0)[0].backward()
+    assert all(weight.grad is not None for weight in task.discriminator.parameters())
+    assert all(weight.grad is None for weight in task.subject.network.parameters())
+
+
+def test_the_judge_learns_to_tell_real_from_made() -> None:
+    task = judged(start_step=0, steps=25, optim=OptimConfig(lr=0.0))
+    fit(task)
+    batch = images(0, 1, 2, 3)
+    loss(task, batch=batch)
+    with torch.no_grad():
+        real = task.discriminator(batch["image"] / 127.5 - 1)
+        made = task.discriminator(
+            task.subject.reconstruct(task.subject.network, batch["image"] / 127.5 - 1, [0, 1, 2, 3]).sample
+        )
+    assert real.mean() > made.mean() + 0.5
+
+
+def test_a_perceptual_distance_has_its_weight() -> None:
+    def distance(fakes: Tensor, references: Tensor) -> Tensor:
+        assert not references.requires_grad
+        return (fakes - references).square().flatten(1).sum(dim=1)
+
+    settings = PerceptualConfig(vgg="", linear="", weight=3.0)
+    total, values = loss(tokenizer(distance, perceptual=settings, align_weight=0.0, kl_weight=0.0))
+    assert total.item() == pytest.approx(float(values["l1"] + 3 * values["perceptual"]), rel=1e-5)
+
+
+def plain(kind: str) -> Any:
+    if kind == "AutoencoderDC":
+        return tiny_autoencoder()
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **levels)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderDC", "AutoencoderKL"])
+def test_a_plain_autoencoder_learns_by_the_same_task(kind: str) -> None:
+    torch.manual_seed(0)
+    judge = AdversarialConfig(start_step=10, width=4)
+    config = AutoencoderConfig(
+        steps=20, batch_size=4, precision="fp32", optim=FAST, latent_noise=0.1, adversarial=judge
+    )
+    task = TokenizerTask(PlainSubject(plain(kind), config, seed=0), config)
+    start = float(loss(task)[1]["l1"])
+    fit(task)
+    assert float(loss(task)[1]["l1"]) < 0.7 * start
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])  # before and after the judge's first step
+def test_a_killed_training_with_a_judge_goes_on_bit_for_bit(tmp_path: Path, killed_at: int) -> None:
+    straight, broken, resumed = (judged(start_step=3, ema_decay=0.9, checkpoint_every=2) for _ in range(3))
+    fit(straight)
+
+    def die(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, store=CheckpointStore(tmp_path, {}), hooks=[(killed_at, die)])
+    with torch.no_grad():
+        for weight in resumed.discriminator.parameters():
+            weight.zero_()
+    fit(resumed, store=CheckpointStore(tmp_path, {}))
+    for name in ("autoencoder", "discriminator"):
+        want, got = (state(task.learners[name].network) for task in (straight, resumed))
+        assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
