@@ -2,7 +2,7 @@
 
 import os
 import sys
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -72,5 +72,6 @@ def _davae(arguments: list[str], log: Path, environment: dict[str, str]) -> None
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     os.environ.update(environment)
+    set_start_method(None, force=True)  # its own workers start as they would without the server
     torch.set_num_threads(1)
     sys.exit(main(arguments))

@@ -95,7 +95,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         if options.dry_run:
             from davae.recipe import dump_recipe
 
-            progress.say(dump_recipe(recipe))
+            sys.stdout.write(dump_recipe(recipe))  # alone on standard output: `> recipe.yaml` gives a recipe
             waiting = False
             for stage in stages:
                 waiting = waiting or not is_done(run, stage)

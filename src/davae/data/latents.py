@@ -199,6 +199,15 @@ class LatentCache:
         return {**self.__dict__, "_open": {}}
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a whole cache stands in a folder."""
+    try:
+        LatentCache(folder)
+    except DataError:
+        return False
+    return True
+
+
 def shard_ranges(total: int, shard_size: int) -> Iterator[tuple[int, int]]:
     """(first, count) of shards of at most `shard_size` samples."""
     for first in range(0, total, shard_size):

@@ -103,7 +103,7 @@ class LightningDiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Images of latents that the transformer drew."""
-        stored = LatentScaling.of(self.vae).denormalise(latents.to(self.vae.dtype))
+        stored = LatentScaling.of(self.vae).denormalise(latents.to(self._execution_device, self.vae.dtype))
         return self.image_processor.postprocess(self.vae.decode(stored).sample, output_type=output_type)
 
     def _check_labels(self, labels: Sequence[int]) -> None:

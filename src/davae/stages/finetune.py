@@ -32,6 +32,7 @@ def work(run: Run) -> None:
     autoencoder = run.tokenizer()
     cache = LatentCache(run.path_of("cache"))
     cache.require(autoencoder=weights_hash(autoencoder), size=run.recipe.image_size)
+    run.check_pair(autoencoder.config.scale, len(cache.manifest.class_names))
     layout = cache.manifest.layout
     transformer, report = widen_with_report(
         run.pair.transformer, layout.detail_channels, config.init, run.recipe.seed

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from davae.data.latents import is_complete
 from davae.stages import cache, evaluate, finetune, pretrain, report, sample, tokenizer
 from davae.stages.run import Run
 from davae.train.checkpoint import differences
+from davae.train.journal import Silent
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,9 @@ class Stage:
     """What its result depends on, as JSON values; the stage is skipped while these stand."""
     work: Callable[[Run], None]
     output: Callable[[Run], Path]
-    """What it leaves in the run's folder."""
+    """What it leaves in the run's folder, the last of it to be written."""
+    stands: Callable[[Path], bool] = Path.exists
+    """Whether the output is there and whole."""
     trains: bool = False
     """Whether it makes weights, which are never thrown away without being asked."""
 
@@ -50,6 +54,7 @@ STAGES = (
         pretrain.latents_inputs,
         pretrain.encode_latents,
         lambda run: run.folder / "pretrain" / "latents",
+        stands=is_complete,
     ),
     Stage(
         "pretrain-transformer",
@@ -69,7 +74,9 @@ STAGES = (
         lambda run: run.folder / "tokenizer",
         trains=True,
     ),
-    Stage("cache", "cache", "cache", cache.inputs, cache.work, lambda run: run.folder / "latents"),
+    Stage(
+        "cache", "cache", "cache", cache.inputs, cache.work, lambda run: run.folder / "latents", stands=is_complete
+    ),
     Stage(
         "finetune",
         "finetune",
@@ -79,7 +86,7 @@ STAGES = (
         lambda run: run.folder / "pipeline",
         trains=True,
     ),
-    Stage("sample", "sample", "sample", sample.inputs, sample.work, lambda run: run.folder / "samples"),
+    Stage("sample", "sample", "sample", sample.inputs, sample.work, lambda run: run.folder / "samples" / "grid.png"),
     Stage(
         "evaluate", "evaluate", "evaluate", evaluate.inputs, evaluate.work, lambda run: run.folder / "results.json"
     ),
@@ -106,7 +113,7 @@ def planned(run: Run, verb: str | None = None) -> list[Stage]:
 
 def is_done(run: Run, stage: Stage) -> bool:
     """Whether the stage's output stands and its inputs did not change."""
-    return stage.output(run).exists() and not _changes(run, stage)
+    return stage.stands(stage.output(run)) and not _changes(run, stage)
 
 
 def execute(run: Run, stages: Sequence[Stage]) -> None:
@@ -115,12 +122,11 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
     Raises:
         ValueError: a finished training would be replaced because its settings changed, and `overwrite` is off.
     """
-    if run.accelerator.is_main_process:
-        run.write_recipe()
-    run.accelerator.wait_for_everyone()
+    if not run.accelerator.is_main_process:
+        run.observer = Silent()  # one process talks
     for stage in stages:
         changes = _changes(run, stage)
-        stands = stage.output(run).exists()
+        stands = stage.stands(stage.output(run))
         if stands and not changes:
             run.observer.say(f"{stage.name}: done before, skipped")
             continue
@@ -129,6 +135,9 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
                 f"Run {run.recipe.name} has a finished {stage.name} with other settings: {'; '.join(changes[:5])}. "
                 f"Use the old settings, give the run another name, or pass --overwrite."
             )
+        if run.accelerator.is_main_process:
+            run.write_recipe()  # not before: a refused recipe is not the run's
+        run.accelerator.wait_for_everyone()
         started = time.monotonic()
         try:
             stage.work(run)

@@ -130,4 +130,6 @@ def _save_pair(run: Run, pair: LightningDiTPipeline) -> None:
 
 
 def _load_autoencoder(run: Run) -> Any:
-    return getattr(diffusers, _section(run).autoencoder.model).from_pretrained(run.folder / "pretrain" / "vae")
+    autoencoder = getattr(diffusers, _section(run).autoencoder.model).from_pretrained(run.folder / "pretrain" / "vae")
+    autoencoder.register_to_config(_name_or_path="")  # the saved pair must not depend on where it lay
+    return autoencoder

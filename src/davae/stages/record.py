@@ -47,9 +47,9 @@ class Record:
 
     def note_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
         """Images that could not be used, each with its reason."""
-        state = self._read()
-        state["skipped_images"] = [list(row) for row in skipped]
-        self._write(state)
+        state, rows = self._read(), [list(row) for row in skipped]
+        if state.get("skipped_images", []) != rows:
+            self._write({**state, "skipped_images": rows})
 
     def _read(self) -> dict[str, Any]:
         if self.path.exists():

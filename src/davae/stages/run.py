@@ -63,12 +63,13 @@ class Run:
         pretrain = self.recipe.pretrain
         side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
-        for name, reason in train.skipped[:10]:
+        skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
+        if self.accelerator.is_main_process:
+            self.record.note_skipped(skipped)
+        for name, reason in skipped[:10]:
             self.observer.say(f"skipped {name}: {reason}")
-        if train.skipped:
-            if self.accelerator.is_main_process:
-                self.record.note_skipped(train.skipped)
-            self.observer.say(f"{len(train.skipped)} images could not be used; the list is in run.json.")
+        if skipped:
+            self.observer.say(f"{len(skipped)} images could not be used; the list is in run.json.")
         return train, test
 
     @cached_property
@@ -83,6 +84,27 @@ class Run:
             return self.folder / "pretrain" / "pipeline"
         return embedded_pair() if self.recipe.pair == EMBEDDED else Path(self.recipe.pair)
 
+    def check_pair(self, scale: int, num_classes: int) -> None:
+        """Refuse, before anything is trained, what the pair's transformer has no positions or classes for.
+
+        Raises:
+            ValueError: the image size or the number of classes does not fit the pair.
+        """
+        if self.recipe.finetune is None:
+            return
+        expected = self.pair.image_size * scale
+        if self.recipe.image_size != expected:
+            raise ValueError(
+                f"image_size does not fit the pair; got {self.recipe.image_size}, allowed {expected} (the pair draws "
+                f"{self.pair.image_size} px, the tokenizer's scale is {scale}). Set image_size, or take another pair."
+            )
+        known = self.pair.transformer.config.num_classes
+        if num_classes > known:
+            raise ValueError(
+                f"The data have more classes than the pair; got {num_classes}, allowed {known}. "
+                f"Merge classes, or take a pair that was trained on as many."
+            )
+
     def path_of(self, section: str) -> Path:
         """Folder of a section's result, in this run or the one it is taken from."""
         names = {"tokenizer": "tokenizer", "cache": "latents", "finetune": "pipeline"}
@@ -93,11 +115,18 @@ class Run:
                 f"Section {section} takes its result from {root}, which has no {names[section]}/. "
                 f"Finish that run first, or correct the path."
             )
+        if not path.exists():
+            verb = {"tokenizer": "train-tokenizer"}.get(section, section)
+            raise FileNotFoundError(f"There is no {names[section]}/ in {root} yet. Run 'davae {verb} RECIPE' first.")
         return path
 
     def tokenizer(self) -> AutoencoderDA:
         """The trained autoencoder."""
-        return AutoencoderDA.from_pretrained(self.path_of("tokenizer")).to(self.accelerator.device).eval()
+        autoencoder = AutoencoderDA.from_pretrained(self.path_of("tokenizer"))
+        autoencoder.register_to_config(
+            _name_or_path=""
+        )  # a pair that is saved with it must not depend on where it lay
+        return autoencoder.to(self.accelerator.device).eval()
 
     def reduce_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """Mean of a gradient over the processes."""
@@ -133,7 +162,7 @@ def load_pair(path: Path) -> LightningDiTPipeline:
             f"There is no pretrained pair in {path}: model_index.json is missing. "
             f"Give the folder of a saved pipeline, or 'embedded'."
         )
-    return LightningDiTPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    return LightningDiTPipeline.from_pretrained(path, dtype=torch.float32)
 
 
 def folder_hash(path: Path) -> str:

@@ -31,6 +31,7 @@ def work(run: Run) -> None:
     """Train, average, calibrate, save."""
     config = run.recipe.tokenizer
     assert config is not None
+    run.check_pair(config.scale, len(run.sources[0].class_names))
     torch.manual_seed(run.recipe.seed)
     autoencoder = AutoencoderDA.from_base(
         run.pair.vae, config.scale, config.detail_channels, clamp_base_image=config.clamp_base_image

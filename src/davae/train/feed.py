@@ -4,9 +4,11 @@ Training visits an endless sequence of positions 0, 1, 2, ... Position p is samp
 of epoch p div n, so that the order does not depend on where a run was resumed or on how many processes share it.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -137,5 +139,18 @@ def _whole_batch(batch: Batch) -> Batch:
 
 
 def _quiet_worker(_: int) -> None:
-    # Ctrl-C goes to the whole process group; the main process saves and then ends its workers.
+    # Ctrl-C and a batch system's SIGTERM reach the workers too, but the main process has a step to finish and to
+    # save, and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stay_a_while)
+
+
+def _stay_a_while(number: int, frame: FrameType | None) -> None:
+    # A second SIGTERM, or a minute, is taken seriously: Python ends forgotten workers with this signal.
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGALRM, _leave)
+    signal.alarm(60)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(0)
