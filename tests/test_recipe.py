@@ -26,6 +26,11 @@ sample: {count: 4}
 evaluate: {}
 """
 
+PRETRAIN = (
+    "pretrain={image_size: 16, autoencoder: {model: AutoencoderDC, model_config: {}, steps: 1, batch_size: 1}, "
+    "transformer: {model_config: {}, steps: 1, batch_size: 1}}"
+)
+
 
 def parse(*overrides: str, text: str = MINIMAL) -> Any:
     return parse_recipe(merge_overrides(yaml.safe_load(text), overrides))
@@ -114,6 +119,9 @@ def test_every_problem_is_listed_at_once() -> None:
         ("data.kind=folder", "data: data.kind folder needs data.path"),
         ("data.kind=auto", "data: data needs a path, or kind: solids"),
         ("finetune.steps=0", "finetune: steps must be at least 1; got 0"),
+        ("finetune.accumulation=3", "finetune: batch_size must be a multiple of accumulation 3; got 4"),
+        ("finetune.ema_decay=1.0", r"finetune: ema_decay must lie in \[0, 1\); got 1.0"),
+        ("cache.flips=false", "finetune.flips needs mirrored latents in the cache"),
         ("sample.count=0", "sample: count must be at least 1; got 0"),
         ("cache.shard_size=0", "cache: shard_size must be at least 1; got 0"),
         ("evaluate.reconstructions=0", "evaluate: reconstructions must be at least 1; got 0"),
@@ -148,12 +156,21 @@ def test_the_image_size_must_fit_the_scale() -> None:
 
 
 def test_the_image_size_must_fit_the_pair_that_is_made() -> None:
-    pretrain = (
-        "pretrain={image_size: 16, autoencoder: {model: AutoencoderDC, model_config: {}, steps: 1, batch_size: 1}"
-    )
-    pretrain += ", transformer: {model_config: {}, steps: 1, batch_size: 1}}"
-    assert parse(pretrain).pretrain.image_size == 16
-    assert "pretrain.image_size x scale = 32; got 64" in refusal(pretrain, "image_size=64")
+    assert parse(PRETRAIN).pretrain.image_size == 16
+    assert "pretrain.image_size x scale = 32; got 64" in refusal(PRETRAIN, "image_size=64")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "hint"),
+    [
+        ("autoencoder", "latent_chanels", "AutoencoderDC; did you mean 'latent_channels'?"),
+        ("transformer", "num_layer", "LightningDiT; did you mean 'num_layers'?"),
+        ("transformer", "in_channels", "LightningDiT; known arguments: "),  # follows from the autoencoder
+    ],
+)
+def test_the_arguments_of_a_model_are_checked(part: str, key: str, hint: str) -> None:
+    message = refusal(PRETRAIN, f"pretrain.{part}.model_config.{key}=3")
+    assert f"pretrain.{part}: model_config.{key} is nothing to set of {hint}" in message
 
 
 def test_a_section_may_come_from_another_run() -> None:
@@ -206,13 +223,15 @@ def test_a_malformed_override_is_explained(override: str, expected: str) -> None
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", "1E-03", "+1e-3"])
 def test_numbers_may_be_written_with_or_without_a_dot(tmp_path: Path, number: str) -> None:
     path = tmp_path / "recipe.yaml"
-    pretrain = "pretrain:\n  image_size: 16\n"
-    pretrain += f"  autoencoder: {{model: AutoencoderDC, model_config: {{x: {number}}}, steps: 1, batch_size: 1}}\n"
-    pretrain += "  transformer: {model_config: {}, steps: 1, batch_size: 1}\n"
+    pretrain = PRETRAIN.replace("=", ": ").replace(
+        "model_config: {}", f"model_config: {{scaling_factor: {number}}}", 1
+    )
     path.write_text(MINIMAL.replace("1.0e-3", number) + pretrain)
     recipe = load_recipe(path)
     assert recipe.finetune.optim.lr == 0.001
-    assert recipe.pretrain.autoencoder.model_config == {"x": 0.001}  # no type tells pydantic what this is
+    assert recipe.pretrain.autoencoder.model_config == {
+        "scaling_factor": 0.001
+    }  # no type tells pydantic what this is
     assert load_recipe(path, [f"finetune.optim.lr={number}"]) == recipe
 
 

@@ -5,6 +5,7 @@ This is the only file that imports pydantic. Settings live beside their owners; 
 
 import copy
 import difflib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
+import diffusers
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from davae.core.config import Config
+from davae.models.lightningdit import LightningDiT
 from davae.train.diffusion import DiffusionConfig
 from davae.train.tokenizer import AutoencoderConfig, TokenizerConfig
 
@@ -68,6 +71,10 @@ class BaseAutoencoderConfig(AutoencoderConfig):
     model_config: dict[str, Any]
     """Arguments of the diffusers class."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_arguments(getattr(diffusers, self.model), self.model_config)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTransformerConfig(DiffusionConfig):
@@ -77,6 +84,10 @@ class BaseTransformerConfig(DiffusionConfig):
     """Arguments of `LightningDiT`, without channels, grid and classes, which follow from autoencoder and data."""
     time_shift: float = 0.3
     """Native timestep shift of the saved scheduler."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_arguments(LightningDiT, self.model_config, derived=("in_channels", "sample_size", "num_classes"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +189,28 @@ def _require_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
 
 
+def _require_arguments(model: Any, given: Mapping[str, Any], derived: Sequence[str] = ()) -> None:
+    known = [name for name in inspect.signature(model).parameters if name not in derived]
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known arguments: {', '.join(known)}"
+            raise ValueError(f"model_config.{key} is nothing to set of {model.__name__}; {hint}")
+
+
 def _check_chain(recipe: Recipe) -> None:
     chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune"), ("evaluate", "tokenizer")]
     for section, needed in chain:
         if recipe.has(section) and not recipe.has(needed):
             raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")
+    stored = [("finetune", recipe.cache, recipe.finetune)]
+    if recipe.pretrain is not None:
+        stored.append(("pretrain.transformer", recipe.pretrain.cache, recipe.pretrain.transformer))
+    for section, cache, training in stored:
+        if cache is not None and training is not None and training.flips and not cache.flips:
+            raise ValueError(
+                f"{section}.flips needs mirrored latents in the cache; set it to false, or cache.flips to true"
+            )
     if recipe.has("tokenizer"):
         scale = recipe.tokenizer.scale if recipe.tokenizer is not None else 1
         if recipe.image_size < 1 or recipe.image_size % scale:

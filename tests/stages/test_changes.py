@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from davae.data.latents import LatentCache
 from tiny_run import STAGES, run, skipped, weights
@@ -165,11 +167,21 @@ def test_a_tokenizer_alone_can_be_judged(recipe: Path, finished: Path, tmp_path:
     assert set(groups) == {"Reconstruction"}
 
 
+def test_fewer_detail_than_base_channels_work_without_alignment(recipe: Path, tmp_path: Path) -> None:
+    status, said = run(recipe, tmp_path, "--set=tokenizer.detail_channels=2", "--set=tokenizer.align_weight=0")
+    assert status == 0, said
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [("image_size=64", "got 64, allowed 32"), ("tokenizer.scale=4", "got 32, allowed 64")],
+    [
+        ("image_size=64", "got 64, allowed 32"),
+        ("tokenizer.scale=4", "got 32, allowed 64"),
+        ("tokenizer.detail_channels=0", "at least one detail channel; got 0"),
+        ("tokenizer.perceptual={vgg: no/vgg.pth, linear: no/lpips.pth}", "no file at no/vgg.pth"),
+    ],
 )
-def test_a_size_that_the_pair_cannot_draw_is_refused_before_training(
+def test_what_cannot_work_is_refused_before_training(
     recipe: Path, tmp_path: Path, change: str, expected: str
 ) -> None:
     status, said = run(recipe, tmp_path, "--set", change)
@@ -184,6 +196,7 @@ def test_a_run_can_make_its_own_pair(recipe: Path, tmp_path: Path) -> None:
     training = {"steps": 2, "batch_size": 4, "log_every": 1, "ema_decay": 0.5}
     values["pretrain"] = {
         "image_size": 16,
+        "save_dtype": "float16",
         "autoencoder": training
         | {
             "model": "AutoencoderDC",
@@ -202,6 +215,9 @@ def test_a_run_can_make_its_own_pair(recipe: Path, tmp_path: Path) -> None:
     assert list(stage_inputs(tmp_path / "whole")) == expected
     for path in (tmp_path / "whole" / "pretrain" / "pipeline").rglob("config.json"):
         assert str(tmp_path) not in path.read_text(), path
+    saved = load_file(tmp_path / "whole/pretrain/pipeline/transformer/diffusion_pytorch_model.safetensors")
+    assert saved["blocks.0.attn.qkv.weight"].dtype == torch.float16
+    assert saved["feat_rope.freqs_cos"].dtype == torch.float32  # rounded tables turn by other angles
     scheduler = json.loads((tmp_path / "whole" / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["shift"] == 2.0
     assert skipped(run(whole, tmp_path)[1]) == expected

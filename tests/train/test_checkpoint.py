@@ -111,9 +111,12 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     store = saved(tmp_path, 10, 20)
     (tmp_path / "checkpoint-00000020").rename(tmp_path / ".checkpoint-00000020.tmp")  # killed before the rename
     assert store.latest().step == 10
-    store.save(20, groups(21))
-    assert store.latest().groups["net"]["count"] == 21
-    assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000020"]
+    store.save(15, groups(15))
+    assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000015"]
+    (tmp_path / "checkpoint-00000015").rename(tmp_path / ".checkpoint-00000015.tmp")
+    store.save(15, groups(16))
+    assert store.latest().groups["net"]["count"] == 16
+    assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000015"]
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

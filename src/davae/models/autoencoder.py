@@ -109,6 +109,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         super().__init__()
         if scale not in (2, 4):
             raise ValueError(f"AutoencoderDA supports scale 2 and 4; got {scale}.")
+        if detail_channels < 1:
+            raise ValueError(f"AutoencoderDA needs at least one detail channel; got {detail_channels}.")
         family = family_of(base_class)
         self.base_vae = build_base(base_class, base_config or {}).requires_grad_(False)
         self.family = family

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from davae.backbones.registry import backbone_of
 from davae.core.layout import LatentLayout
+from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.evaluate.generation import measure_generation
 from davae.evaluate.reconstruction import measure_reconstruction
 from davae.evaluate.results import Claim, Figure, Results, hardware
 from davae.evaluate.speed import measure_speed
+from davae.models.autoencoder import AutoencoderDA
 from davae.models.lightningdit import LightningDiT
 from davae.recipe import EvaluateConfig, SampleConfig
 from davae.report.figures import image_grid, labelled_strip, latent_figure
@@ -74,6 +76,18 @@ def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
             "figures/reconstruction.png",
         )
     )
+    if autoencoder.layout.detail_channels >= autoencoder.layout.base_channels:  # else there are no groups to show
+        _latent(run, autoencoder, source, results)
+    if config.claims:
+        value = {m.row: m.value for m in report.measurements if m.column == "PSNR"}
+        results.claims += [
+            _ordered("The full latent reconstructs better than the base upsampled", value, "full", UPSAMPLED),
+            _ordered("The decoder uses the detail: full beats zero detail", value, "full", "zero detail"),
+            _ordered("Zero detail beats random detail", value, "zero detail", "random detail"),
+        ]
+
+
+def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: Results) -> None:
     images = source.images([0], run.recipe.image_size).float().to(autoencoder.device) / 127.5 - 1
     with torch.no_grad():
         base, mean, _ = autoencoder.moments(images)
@@ -87,13 +101,6 @@ def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
             "figures/latent.png",
         )
     )
-    if config.claims:
-        value = {m.row: m.value for m in report.measurements if m.column == "PSNR"}
-        results.claims += [
-            _ordered("The full latent reconstructs better than the base upsampled", value, "full", UPSAMPLED),
-            _ordered("The decoder uses the detail: full beats zero detail", value, "full", "zero detail"),
-            _ordered("Zero detail beats random detail", value, "zero detail", "random detail"),
-        ]
 
 
 def _ordered(text: str, value: Mapping[str, float], better: str, worse: str) -> Claim:

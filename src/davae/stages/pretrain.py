@@ -47,6 +47,12 @@ def train_autoencoder(run: Run) -> None:
     config = section.autoencoder
     torch.manual_seed(run.recipe.seed)
     autoencoder = getattr(diffusers, config.model)(**config.model_config)
+    factor = compression_of(autoencoder)
+    if section.image_size % factor:
+        raise ValueError(
+            f"pretrain.image_size must be a multiple of the autoencoder's compression {factor}; "
+            f"got {section.image_size}"
+        )
     source = run.sources[0]
     task = TokenizerTask(
         PlainSubject(autoencoder, config, run.recipe.seed), config, reduce_gradient=run.reduce_gradient
@@ -123,10 +129,20 @@ def train_transformer(run: Run) -> None:
 
 def _save_pair(run: Run, pair: LightningDiTPipeline) -> None:
     temporary = run.folder / "pretrain" / ".pipeline"
-    pair.to(DTYPES[_section(run).save_dtype]).save_pretrained(temporary)
+    for model in (pair.vae, pair.transformer):
+        _cast(model, DTYPES[_section(run).save_dtype])
+    pair.save_pretrained(temporary)
     trainings = ("pretrain-autoencoder", "pretrain-transformer")
     write_provenance(temporary, run.recipe.as_dict(), run.folder / "stats.jsonl", trainings)
     replace_folder(temporary, run.folder / "pretrain" / "pipeline")
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Cast all but what the model keeps in float32 (rotary tables), which `to` would round as well."""
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _load_autoencoder(run: Run) -> Any:

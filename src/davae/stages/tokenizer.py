@@ -1,5 +1,6 @@
 """`davae train-tokenizer`: detail encoder and joint decoder over the frozen base, then calibration."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def work(run: Run) -> None:
 
 def load_perceptual(config: PerceptualConfig | None, device: torch.device) -> LPIPS | None:
     """The distance network of a recipe, if it asks for one."""
-    return None if config is None else LPIPS.from_files(config.vgg, config.linear).to(device)
+    return None if config is None else LPIPS.from_files(Path(config.vgg), Path(config.linear)).to(device)
 
 
 @torch.no_grad()

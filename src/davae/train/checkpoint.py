@@ -55,7 +55,8 @@ class CheckpointStore:
         """Write the checkpoint of `step` (steps finished), then drop the oldest beyond `keep`."""
         target = self.folder / f"{_PREFIX}{step:08d}"
         temporary = self.folder / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in self.folder.glob(f".{_PREFIX}*.tmp"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             sizes = {name: _write_group(temporary / f"{name}.safetensors", group) for name, group in groups.items()}

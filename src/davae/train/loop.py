@@ -55,6 +55,12 @@ class LoopConfig(Config):
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation {self.accumulation}; got {self.batch_size}"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1); got {self.ema_decay}")
 
 
 @dataclass
