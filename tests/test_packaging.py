@@ -21,7 +21,8 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "pydantic",
 
 def _python(code: str, *arguments: str) -> str:
     """Run code in a fresh interpreter; its standard output."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -84,9 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
+    from diffusers.utils import logging
+
     from davae.stages.plan import execute, is_done, planned
     from davae.stages.run import Run
 
+    logging.disable_progress_bar()  # "Loading pipeline components" is no news
     recipe = _recipe(options)
     is_verb = options.verb in STAGE_VERBS
     with _Progress() as progress:

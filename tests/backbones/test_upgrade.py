@@ -81,7 +81,11 @@ def prompts() -> dict[str, Tensor]:
 
 
 def draw(pipe: Any, **settings: Any) -> np.ndarray:
-    settings = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(3)} | settings
+    settings = {
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(3),
+    } | settings
     return pipe(**prompts(), **settings).images
 
 

@@ -91,7 +91,9 @@ def test_every_weight_is_copied_or_widened(transformer: Any, init: Any) -> None:
     widened, report = widen_with_report(transformer, 10, init)
     assert type(widened) is type(transformer)
     assert widened.config.in_channels == transformer.config.in_channels + 10
-    assert sorted(report.widened) == sorted([f"{EMBEDDERS[name]}.weight", f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"])
+    assert sorted(report.widened) == sorted(
+        [f"{EMBEDDERS[name]}.weight", f"{HEADS[name]}.weight", f"{HEADS[name]}.bias"]
+    )
     assert not report.new
     source, state = transformer.state_dict(), widened.state_dict()
     assert sorted(report.copied + report.widened) == sorted(state)

@@ -57,7 +57,8 @@ def test_every_command_in_a_code_block_parses(page: Path, arguments: list[str]) 
 
 
 def test_commands_are_found_where_people_write_them() -> None:
-    text = "```bash\n$ davae demo --quick  # two minutes\nls\ndavae run \\\n  RECIPE --set seed=1\n```\n\n    davae demo\n"
+    text = "```bash\n$ davae demo --quick  # two minutes\nls\ndavae run \\\n  RECIPE --set seed=1\n```\n\n"
+    text += "    davae demo\n"
     text += "    accelerate launch --num_processes 2 -m davae finetune RECIPE\n"
     assert commands(text) == [
         ["demo", "--quick"],

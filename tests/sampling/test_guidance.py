@@ -16,7 +16,9 @@ from davae.sampling.guidance import guide_all, guide_first, in_interval
 
 def reference(tensors: dict[str, Tensor]) -> LightningDiT:
     model = LightningDiT(8, 1, 8, hidden_size=48, num_layers=2, num_attention_heads=4, num_classes=10).eval()
-    model.load_state_dict({key.removeprefix("weights."): value for key, value in tensors.items() if "weights." in key})
+    model.load_state_dict(
+        {key.removeprefix("weights."): value for key, value in tensors.items() if "weights." in key}
+    )
     return model
 
 

@@ -8,17 +8,23 @@ from davae.evaluate.results import Measurement
 from davae.evaluate.swd import SlicedWasserstein
 
 GROUP = "Generation: sliced Wasserstein distance to real images"
+UPSAMPLED, UPGRADED, CONTROL = "base upsampled", "upgraded", "random detail"
+SETS = {
+    UPSAMPLED: "the pretrained pair with the same seeds, labels and steps, enlarged by bicubic interpolation",
+    UPGRADED: "the upgraded pair",
+    CONTROL: "the upgraded pair's base latents with N(0, 1) detail, same decoder",
+}
+"""Row of the table -> how the set is made."""
 
 
 def measure_generation(
-    sets: Mapping[str, Tensor], real: Tensor, notes: Mapping[str, str], seed: int = 0
+    sets: Mapping[str, Tensor], real: Tensor, seed: int = 0
 ) -> tuple[list[Measurement], dict[str, dict[int, float]]]:
     """Distances of generated sets to real images.
 
     Args:
-        sets: name -> uint8 images [N, 3, S, S].
+        sets: name (of `SETS`) -> uint8 images [N, 3, S, S].
         real: uint8 images [M, 3, S, S], never trained on.
-        notes: name -> how the set was made, for the protocol.
         seed: of patches and projections.
 
     Returns:
@@ -35,7 +41,7 @@ def measure_generation(
                 "generated": len(images),
                 "real": len(real),
                 "statistic": "ProGAN: 7x7 patches, 128 an image, each set normalised by itself, 4 x 128 projections",
-                "set": notes[name],
+                "set": SETS[name],
                 "seed": seed,
             }
             measurements.append(Measurement(GROUP, name, f"{level} px level", value, "x 1e-3", "lower", protocol))

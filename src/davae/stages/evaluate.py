@@ -11,9 +11,10 @@ from davae.backbones.registry import backbone_of
 from davae.core.layout import LatentLayout
 from davae.data.source import ImageSource
 from davae.data.splits import first
-from davae.evaluate.generation import measure_generation
+from davae.evaluate.claims import generation_claims, reconstruction_claims, speed_claim
+from davae.evaluate.generation import CONTROL, SETS, UPGRADED, UPSAMPLED, measure_generation
 from davae.evaluate.reconstruction import measure_reconstruction
-from davae.evaluate.results import Claim, Figure, Results, hardware
+from davae.evaluate.results import Figure, Results, hardware
 from davae.evaluate.speed import measure_speed
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.lightningdit import LightningDiT
@@ -23,13 +24,6 @@ from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.drawing import decode_images, draw_all, draw_latents, to_uint8
 from davae.stages.run import Run, folder_hash, load_pair, settings
 from davae.stages.sample import drawn_latents
-
-UPGRADED, UPSAMPLED, CONTROL = "upgraded", "base upsampled", "random detail"
-_NOTES = {
-    UPGRADED: "the upgraded pair",
-    UPSAMPLED: "the pretrained pair with the same seeds, labels and steps, enlarged by bicubic interpolation",
-    CONTROL: "the upgraded pair's base latents with N(0, 1) detail, same decoder",
-}
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -79,12 +73,7 @@ def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
     if autoencoder.layout.detail_channels >= autoencoder.layout.base_channels:  # else there are no groups to show
         _latent(run, autoencoder, source, results)
     if config.claims:
-        value = {m.row: m.value for m in report.measurements if m.column == "PSNR"}
-        results.claims += [
-            _ordered("The full latent reconstructs better than the base upsampled", value, "full", UPSAMPLED),
-            _ordered("The decoder uses the detail: full beats zero detail", value, "full", "zero detail"),
-            _ordered("Zero detail beats random detail", value, "zero detail", "random detail"),
-        ]
+        results.claims += reconstruction_claims({m.row: m.value for m in report.measurements if m.column == "PSNR"})
 
 
 def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: Results) -> None:
@@ -103,11 +92,6 @@ def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: 
     )
 
 
-def _ordered(text: str, value: Mapping[str, float], better: str, worse: str) -> Claim:
-    detail = f"{better} {value[better]:.2f} dB, {worse} {value[worse]:.2f} dB"
-    return Claim(text, value[better] > value[worse], detail)
-
-
 def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results: Results) -> None:
     run.observer.say("measuring generation")
     device = run.accelerator.device
@@ -119,17 +103,26 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
     real = torch.cat(
         [real_source.images(range(s, min(s + 64, len(real_source))), size) for s in range(0, len(real_source), 64)]
     )
-    measurements, distances = measure_generation(sets, real, _NOTES)
+    measurements, distances = measure_generation(sets, real)
     results.measurements += measurements
-    shown = min(2 * base.transformer.config.num_classes, 18, sample.count)
-    for name, images in sets.items():
-        file = f"figures/samples-{name.replace(' ', '-')}.png"
-        image_grid(images[:shown], columns=min(shown, 6)).save(run.folder / file)
-        results.figures.append(Figure(f"Samples: {name}", _sentence(_NOTES[name]), file))
+    _sample_figures(run, sets, results)
     if config.claims:
-        results.claims += _generation_claims(distances)
+        results.claims += generation_claims(distances)
     if config.speed_batch:
         _speed(run, config, sample, upgraded, base, results)
+
+
+def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> None:
+    rows = [(name, images[:9]) for name, images in sets.items()]
+    labelled_strip(rows).save(run.folder / "figures" / "same-seeds.png")
+    notes = "; ".join(f"{name}: {note}" for name, note in SETS.items())
+    results.figures.append(
+        Figure("Same seeds, drawn three ways", f"A column is one seed and class. {notes}.", "figures/same-seeds.png")
+    )
+    for name in (UPSAMPLED, UPGRADED):
+        file = f"figures/samples-{name.replace(' ', '-')}.png"
+        image_grid(sets[name][:36], columns=9).save(run.folder / file)
+        results.figures.append(Figure(f"Samples: {name}", f"Every class in turn, not chosen: {SETS[name]}.", file))
 
 
 @torch.no_grad()
@@ -156,37 +149,6 @@ def _with_random_detail(layout: LatentLayout, latents: Tensor) -> Tensor:
     base, detail = layout.split(latents)
     noise = torch.randn(detail.shape, generator=torch.Generator().manual_seed(0))
     return layout.join(base, noise.to(detail))
-
-
-def _sentence(note: str) -> str:
-    return f"{note[0].upper()}{note[1:]}."
-
-
-def _generation_claims(distances: Mapping[str, Mapping[int, float]]) -> list[Claim]:
-    levels = sorted(distances[UPGRADED], reverse=True)
-    fine, coarse = levels[:2], levels[2:]
-
-    def compare(level: int, other: str) -> str:
-        return f"{level} px: upgraded {distances[UPGRADED][level]:.1f}, {other} {distances[other][level]:.1f}"
-
-    coarse_claim = Claim(
-        "The coarse levels are not worse by more than 10%",
-        all(distances[UPGRADED][level] <= 1.1 * distances[UPSAMPLED][level] for level in coarse),
-        "; ".join(compare(level, UPSAMPLED) for level in coarse),
-    )
-    return [
-        Claim(
-            "Generated images are closer to real ones than the base upsampled, at the two finest levels",
-            all(distances[UPGRADED][level] < distances[UPSAMPLED][level] for level in fine),
-            "; ".join(compare(level, UPSAMPLED) for level in fine),
-        ),
-        *([coarse_claim] if coarse else []),
-        Claim(
-            "The generated detail matters: the same base latents with random detail are farther from real images",
-            all(distances[UPGRADED][level] < distances[CONTROL][level] for level in fine),
-            "; ".join(compare(level, CONTROL) for level in fine),
-        ),
-    ]
 
 
 def _speed(
@@ -223,14 +185,7 @@ def _speed(
     )
     results.measurements += measurements
     if config.claims:
-        fast, slow = seconds.values()
-        results.claims.append(
-            Claim(
-                f"An image takes less time than with a transformer that needs {scale * scale} times the tokens",
-                fast < slow,
-                f"{fast * 1000:.0f} ms against {slow * 1000:.0f} ms an image: {slow / fast:.1f} times faster",
-            )
-        )
+        results.claims.append(speed_claim(seconds, scale * scale))
 
 
 def _tokens(transformer: LightningDiT) -> int:

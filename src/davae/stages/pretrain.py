@@ -16,7 +16,7 @@ from davae.recipe import PretrainConfig
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.encode import DTYPES, encode_source, to_unit
 from davae.stages.record import write_provenance
-from davae.stages.run import Run, replace_folder, settings
+from davae.stages.run import Run, nameless, replace_folder, settings
 from davae.stages.training import applied, fit
 from davae.train.diffusion import DiffusionTask, LatentSet
 from davae.train.feed import ImageSet
@@ -146,6 +146,5 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
 
 
 def _load_autoencoder(run: Run) -> Any:
-    autoencoder = getattr(diffusers, _section(run).autoencoder.model).from_pretrained(run.folder / "pretrain" / "vae")
-    autoencoder.register_to_config(_name_or_path="")  # the saved pair must not depend on where it lay
-    return autoencoder
+    model = getattr(diffusers, _section(run).autoencoder.model)
+    return nameless(model.from_pretrained(run.folder / "pretrain" / "vae"))

@@ -122,10 +122,7 @@ class Run:
 
     def tokenizer(self) -> AutoencoderDA:
         """The trained autoencoder."""
-        autoencoder = AutoencoderDA.from_pretrained(self.path_of("tokenizer"))
-        autoencoder.register_to_config(
-            _name_or_path=""
-        )  # a pair that is saved with it must not depend on where it lay
+        autoencoder = nameless(AutoencoderDA.from_pretrained(self.path_of("tokenizer")))
         return autoencoder.to(self.accelerator.device).eval()
 
     def reduce_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -163,6 +160,12 @@ def load_pair(path: Path) -> LightningDiTPipeline:
             f"Give the folder of a saved pipeline, or 'embedded'."
         )
     return LightningDiTPipeline.from_pretrained(path, dtype=torch.float32)
+
+
+def nameless(model: Any) -> Any:
+    """The model without the path it was loaded from: what is saved must not depend on where a part of it lay."""
+    model.register_to_config(_name_or_path="")
+    return model
 
 
 def folder_hash(path: Path) -> str:
