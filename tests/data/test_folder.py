@@ -215,7 +215,7 @@ def test_folder_without_images(tmp_path):
 
 def test_only_unusable_images(tmp_path):
     write(tmp_path / "a.png", size=(8, 8))
-    with pytest.raises(DataError, match=r"no usable image.*a\.png: too small.*lower min_side"):
+    with pytest.raises(DataError, match=r"no usable image.*a\.png: too small.*ask for smaller images"):
         FolderSource(tmp_path, 16)
 
 

@@ -48,6 +48,12 @@ def test_a_dry_run_tells_what_would_run_and_touches_nothing(
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
+def test_what_changes_no_weight_trains_nothing_again(recipe: Path, copied: Path) -> None:
+    changes = [f"--set=tokenizer.{key}=7" for key in ("log_every", "checkpoint_every", "keep_checkpoints")]
+    status, said = run(recipe, copied.parent, *changes)
+    assert (status, skipped(said)) == (0, STAGES)
+
+
 def test_fewer_samples_leave_no_old_ones(recipe: Path, copied: Path) -> None:
     assert run(recipe, copied.parent, "--set", "sample.count=7")[0] == 0
     assert len(list((copied / "samples").glob("0*.png"))) == 7

@@ -37,7 +37,7 @@ def resolution_shift(tokens: int, base_tokens: int) -> float:
 
 
 def learning_rate_factor(step: int, warmup_steps: int = 0, total_steps: int = 0, final: float = 1.0) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine to `final` at `total_steps` (1.0: constant)."""
+    """Factor on the learning rate: linear warm-up, then a cosine that reaches `final` after the last step."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if final == 1.0 or total_steps <= warmup_steps:

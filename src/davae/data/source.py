@@ -128,8 +128,8 @@ class FileSource:
             examples = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             raise DataError(
                 f"no usable image in {where}: got {len(self.skipped)} unusable ones ({examples}); allowed are "
-                f"readable images with a shorter side of at least {min_side} pixels; replace them or lower "
-                "min_side"
+                f"readable images with a shorter side of at least {min_side} pixels; replace them or ask "
+                "for smaller images"
             )
         self.ids = [record.id for record in self._records]
         self.labels = [record.label or 0 for record in self._records]

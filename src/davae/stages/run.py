@@ -23,6 +23,7 @@ from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.record import Record
 from davae.train.checkpoint import CheckpointStore
 from davae.train.journal import Journal, Observer, Silent
+from davae.train.loop import LoopConfig
 
 EMBEDDED = "embedded"
 
@@ -188,5 +189,7 @@ def replace_folder(temporary: Path, target: Path) -> None:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """A section as JSON values, for hashes and comparisons."""
-    return json.loads(json.dumps(asdict(config)))
+    """A section as JSON values, for hashes and comparisons; without what changes no result."""
+    values = json.loads(json.dumps(asdict(config)))
+    ignored = config.BOOKKEEPING if isinstance(config, LoopConfig) else ()
+    return {key: value for key, value in values.items() if key not in ignored}

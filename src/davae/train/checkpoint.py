@@ -99,7 +99,7 @@ class CheckpointStore:
         return True
 
     def clear(self) -> None:
-        """Remove every checkpoint: the stage is finished and its result stands."""
+        """Remove every checkpoint: the stage starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,7 @@ class OptimConfig(Config):
     weight_decay: float = 0.0
     warmup_steps: int = 0
     final_lr_factor: float = 1.0
-    """The learning rate falls along a cosine to this fraction at the last step; 1.0 keeps it constant."""
+    """The learning rate falls along a cosine to this fraction after the last step; 1.0 keeps it constant."""
     max_grad_norm: float | None = None
 
 
@@ -50,6 +50,9 @@ class LoopConfig(Config):
     keep_checkpoints: int = 2
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast: weights, optimizer and losses stay fp32."""
+
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = ("log_every", "checkpoint_every", "keep_checkpoints")
+    """Settings that change no weight: a run goes on with others."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
