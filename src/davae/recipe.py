@@ -112,8 +112,9 @@ class PretrainConfig(Config):
     autoencoder: BaseAutoencoderConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
     transformer: BaseTransformerConfig
-    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the saved pair's weights."""
+    save_dtype: Literal["float32", "float16", "bfloat16", "float8"] = "float32"
+    """Of the saved pair's weights. float8 (e4m3) is for the matrices of the transformer's blocks, the rest is then
+    float16. Loading gives the dtype that is asked for, float32 by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,13 @@ def train_transformer(run: Run) -> None:
 
 def _save_pair(run: Run, pair: LightningDiTPipeline) -> None:
     temporary = run.folder / "pretrain" / ".pipeline"
+    dtype = _section(run).save_dtype
     for model in (pair.vae, pair.transformer):
-        _cast(model, DTYPES[_section(run).save_dtype])
+        _cast(model, DTYPES.get(dtype, torch.float16))
+    if dtype == "float8":
+        for weight in pair.transformer.blocks.parameters():
+            if weight.ndim == 2:
+                weight.data = weight.data.to(torch.float8_e4m3fn)
     pair.save_pretrained(temporary)
     trainings = ("pretrain-autoencoder", "pretrain-transformer")
     write_provenance(temporary, run.recipe.as_dict(), run.folder / "stats.jsonl", trainings)
