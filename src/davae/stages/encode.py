@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def to_unit(images: Tensor) -> Tensor:
     """uint8 images -> float in [-1, 1], the range autoencoders take."""
-    return images.float() / 127.5 - 1
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def encode_source(

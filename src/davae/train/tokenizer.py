@@ -228,7 +228,8 @@ class TokenizerTask:
         return loss, {}
 
     def _autoencoder_loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
-        images = batch["image"].float() / 127.5 - 1
+        # Channels last: convolutions and norms over channels then need no transposition, here and downstream.
+        images = (batch["image"].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         result = self.subject.reconstruct(network, images, batch["position"].tolist())
         fakes = result.sample.float()
         self._images, self._fakes = images, fakes.detach()
