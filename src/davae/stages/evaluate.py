@@ -98,6 +98,7 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
     upgraded = load_pair(run.path_of("finetune")).to(device)
     base = load_pair(run.pair_path).to(device)
     size = run.recipe.image_size
+    results.run["summary"] = _summary(run, upgraded, base)
     sets = _sets(run, upgraded, base, sample, config.batch_size)
     real_source = first(run.sources[1], sample.count)
     real = torch.cat(
@@ -110,6 +111,17 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
         results.claims += generation_claims(distances)
     if config.speed_batch:
         _speed(run, config, sample, upgraded, base, results)
+
+
+def _summary(run: Run, upgraded: LightningDiTPipeline, base: LightningDiTPipeline) -> str:
+    layout = upgraded.vae.layout
+    side = base.transformer.config.sample_size
+    return (
+        f"A pretrained pair that draws {base.image_size} px on a {side} x {side} latent grid now draws "
+        f"{upgraded.image_size} px on the same grid: {layout.base_channels} base channels as they were, "
+        f"{layout.detail_channels} detail channels beside them. Trained on {len(run.sources[0]):,} images, judged "
+        f"on {len(run.sources[1]):,} others."
+    )
 
 
 def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> None:
