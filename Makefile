@@ -30,10 +30,10 @@ $(STAMP): $(LOCK) pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
-demo: $(STAMP) ## the whole method on the embedded pair, then an HTML report (10 minutes on 2 cores)
+demo: $(STAMP) ## the whole method on the embedded pair, then an HTML report (9 minutes on 2 cores)
 	$(BIN)/davae demo
 
-demo-quick: $(STAMP) ## the same path in 2 minutes; too short for any claim
+demo-quick: $(STAMP) ## the same path in about a minute; too short for any claim
 	$(BIN)/davae demo --quick
 
 test test-fast: export OMP_NUM_THREADS = 1

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"davae {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
     demo = verbs.add_parser("demo", help="the whole method on the embedded pair and images, then a report")
-    demo.add_argument("--quick", action="store_true", help="two minutes, for tests; makes no claims")
+    demo.add_argument("--quick", action="store_true", help="about a minute, for tests; makes no claims")
     _add_common(demo)
     whole = verbs.add_parser("run", help="every stage of a recipe")
     whole.add_argument("recipe", help="YAML file")
