@@ -67,18 +67,30 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = build_parser().parse_args(arguments)
+    from safetensors import SafetensorError
+
     from davae.recipe import RecipeError
     from davae.train.checkpoint import CheckpointError
-    from davae.train.interrupt import Interrupted
+    from davae.train.interrupt import Interrupted, Terminated
 
     try:
         return _dispatch(options)
     except Interrupted as stop:
         _print(f"{stop} Run the same command to go on.")
         return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except (RecipeError, CheckpointError, ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        _print(f"Stopped by {number.name}. Run the same command to go on.")
+        return 128 + number
+    except (
+        RecipeError,
+        CheckpointError,
+        ValueError,
+        FileNotFoundError,
+        FloatingPointError,
+        OSError,
+        SafetensorError,
+    ) as error:
         _print(f"davae: {error}")
         return 1
 

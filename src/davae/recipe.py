@@ -126,12 +126,16 @@ class SampleConfig(Config):
     batch_size: int = 64
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_channels: int | None = None
+    """Guide the first channels only, as upstream LightningDiT does with 3; null guides all of them."""
     seed: int = 0
     """Image i is drawn from seed + i, its class is i modulo the number of classes."""
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         _require_positive(self, "count", "steps", "batch_size")
+        if self.guidance_channels is not None:
+            _require_positive(self, "guidance_channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,8 @@ class EvaluateConfig(Config):
 
     def __post_init__(self) -> None:
         _require_positive(self, "reconstructions", "batch_size")
+        if self.speed_batch < 0:
+            raise ValueError(f"speed_batch must be 0 (off) or more; got {self.speed_batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +178,8 @@ class Recipe(Config):
     """Section -> folder of another run whose result it takes; written as `SECTION: {from: FOLDER}`."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
+            raise ValueError(f"name is the run's folder: letters, digits, '.', '-' and '_'; got {self.name!r}")
         _check_chain(self)
 
     def has(self, section: str) -> bool:

@@ -26,6 +26,8 @@ class Backbone:
     """(config, channels) -> the config entries that change when the latent has `channels` channels."""
     num_tokens: Callable[[Any, int, int], int]
     """(config, latent height, latent width) -> tokens of an image."""
+    fixed_grid: bool = False
+    """Whether a model draws one size only, because its position tables are made for it."""
     lora_targets: tuple[str, ...] = ()
     """Module names that LoRA adapts by default (the paper's attention and feed-forward layers)."""
     heads: tuple[str, ...] = field(default=())

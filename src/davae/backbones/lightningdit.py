@@ -18,6 +18,7 @@ LIGHTNINGDIT = Backbone(
     output_groups=lambda config: config.patch_size**2,
     widened_config=lambda config, channels: {"in_channels": channels},
     num_tokens=lambda config, height, width: (height // config.patch_size) * (width // config.patch_size),
+    fixed_grid=True,
     lora_targets=("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1"),
     heads=("x_embedder.proj", "final_layer.linear"),
     velocity=_velocity,

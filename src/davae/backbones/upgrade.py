@@ -107,6 +107,7 @@ def upgrade(
         ValueError: a family is unknown, autoencoder and transformer do not match, or the size does not fit the grid.
     """
     transformer = pipe.transformer
+    backbone = backbone_of(transformer)  # an unknown family is refused before anything is built
     vae = AutoencoderDA.from_base(pipe.vae, scale=scale, detail_channels=detail_channels)
     if transformer.config.in_channels != vae.layout.base_channels:
         raise ValueError(
@@ -116,15 +117,21 @@ def upgrade(
         )
     widened = widen(transformer, vae.layout.detail_channels, init)
     if image_size is not None:
-        widened.register_to_config(sample_size=_sample_size(vae, transformer.config, image_size))
+        widened.register_to_config(sample_size=_sample_size(vae, backbone, transformer.config, image_size))
     return type(pipe)(**{**pipe.components, "vae": vae, "transformer": widened})
 
 
-def _sample_size(vae: AutoencoderDA, config: Any, image_size: int) -> int:
+def _sample_size(vae: AutoencoderDA, backbone: Backbone, config: Any, image_size: int) -> int:
     unit = vae.compression * config.patch_size
     if image_size < unit or image_size % unit:
         raise ValueError(
             f"image_size must be a multiple of {unit} (compression {vae.compression} x patch {config.patch_size}); "
             f"got {image_size}. Use {max(image_size // unit, 1) * unit}."
         )
-    return image_size // vae.compression
+    size = image_size // vae.compression
+    if backbone.fixed_grid and size != config.sample_size:
+        raise ValueError(
+            f"A {backbone.class_name} draws one size only; got image_size {image_size}, allowed "
+            f"{config.sample_size * vae.compression}. Leave image_size out."
+        )
+    return size

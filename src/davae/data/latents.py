@@ -6,7 +6,7 @@ the posterior draw happen at load and a change of either never means encoding ag
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,7 @@ def write_cache(folder: Path, manifest: CacheManifest, shards: Iterable[tuple[in
         name = f"latents-{first:08d}.safetensors"
         mark = json.dumps({**manifest.key, "count": count}, sort_keys=True)
         if _shard_mark(folder / name) != mark:
-            temporary = folder / f".{name}.tmp"
-            tensors = {key: value.detach().cpu().contiguous() for key, value in moments().items()}
-            save_file(tensors, temporary, metadata={"key": mark})
-            temporary.rename(folder / name)
+            save_shard(moments(), folder / name, {"key": mark})
         written.append((name, count))
     known = {name for name, _ in written}
     for stale in folder.glob("latents-*.safetensors"):
@@ -197,6 +194,24 @@ class LatentCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+
+def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name and rename it.
+
+    Raises:
+        DataError: it cannot be written; nothing of it stays behind.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"Could not write {path}: {error}. Free some space and run the same command again; "
+            f"the shards before it are kept."
+        ) from error
 
 
 def is_complete(folder: Path) -> bool:

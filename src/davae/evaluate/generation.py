@@ -1,10 +1,11 @@
 """Generated sets against real images: sliced Wasserstein distance per Laplacian level."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from davae.evaluate.results import Measurement
+from davae.evaluate.results import Measurement, hardware
 from davae.evaluate.swd import SlicedWasserstein
 
 GROUP = "Generation: sliced Wasserstein distance to real images"
@@ -18,13 +19,14 @@ SETS = {
 
 
 def measure_generation(
-    sets: Mapping[str, Tensor], real: Tensor, seed: int = 0
+    sets: Mapping[str, Tensor], real: Tensor, drawn: Mapping[str, Any], seed: int = 0
 ) -> tuple[list[Measurement], dict[str, dict[int, float]]]:
     """Distances of generated sets to real images.
 
     Args:
         sets: name (of `SETS`) -> uint8 images [N, 3, S, S].
         real: uint8 images [M, 3, S, S], never trained on.
+        drawn: how the sets were drawn (steps, guidance, seeds), for the protocol.
         seed: of patches and projections.
 
     Returns:
@@ -42,7 +44,9 @@ def measure_generation(
                 "real": len(real),
                 "statistic": "ProGAN: 7x7 patches, 128 an image, each set normalised by itself, 4 x 128 projections",
                 "set": SETS[name],
-                "seed": seed,
+                "drawn": dict(drawn),
+                "patch_seed": seed,
+                "hardware": hardware(),
             }
             measurements.append(Measurement(GROUP, name, f"{level} px level", value, "x 1e-3", "lower", protocol))
     return measurements, distances

@@ -136,7 +136,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.use_tiling = False
         self.tile_sample_min_size = 1024
         self.tile_overlap_factor = 0.25
-        self._warned_untrained = False
+        self._warned: set[str] = set()
 
     @classmethod
     def from_base(
@@ -229,6 +229,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[StructuredPosterior]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior over stored latents [B, C + D, H / (f s), W / (f s)]."""
+        if not self.is_calibrated:
+            self._warn_untrained("the detail channels it encodes are not normalised")
         base, mean, logvar = self.moments(x)
         _, scale = self._detail_affine(mean)
         logvar = logvar + 2 * scale.log()
@@ -252,13 +254,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         `generator` is accepted because pipelines pass it; decoding draws nothing.
         """
-        if not self.is_calibrated and not self._warned_untrained:
-            self._warned_untrained = True
-            warnings.warn(
-                "This AutoencoderDA has not been trained and calibrated yet: its decoder draws noise. "
-                "Use preview(z) for the base image, or train it with 'davae train-tokenizer'.",
-                stacklevel=2,
-            )
+        if not self.is_calibrated:
+            self._warn_untrained("its decoder draws noise; preview(z) shows the base image")
         base, detail = self.layout.split(z)
         shift, scale = self._detail_affine(detail)
         raw = self.layout.join(base, detail / scale + shift)
@@ -299,6 +296,15 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         super().train(mode)
         self.base_vae.eval()
         return self
+
+    def _warn_untrained(self, consequence: str) -> None:
+        if consequence not in self._warned:
+            self._warned.add(consequence)
+            warnings.warn(
+                f"This AutoencoderDA has not been trained and calibrated yet: {consequence}. "
+                f"Train it with 'davae train-tokenizer'.",
+                stacklevel=3,
+            )
 
     def _moments(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         base = self.base_latent(image)

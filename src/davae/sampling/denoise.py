@@ -34,7 +34,7 @@ def denoise(
     guidance: Guidance = guide_all,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Integrate the velocity field from noise (t = 0) to data (t = 1).
+    """Integrate the velocity field from noise (t = 0) to data (t = 1); float32 latents [B, K, h, w].
 
     Args:
         velocity: the model.
@@ -48,9 +48,10 @@ def denoise(
         guidance: how two predictions become one.
         on_step: called with the step number and the latents after each step.
     """
+    # The state is float32 whatever the model computes in: rounding to bfloat16 would add up over the steps.
+    latents = latents.float()
     scheduler.set_timesteps(sigmas=scheduler_sigmas(num_steps), device=latents.device)
     for step, (timestep, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False)):
-        # In float32 whatever the latents are: in bfloat16 neighbouring steps near the noise would share one time.
         time = from_sigma(torch.full((len(latents),), sigma, device=latents.device))
         if guidance_scale != 1.0 and in_interval(float(time[0]), guidance_interval):
             both = velocity(latents.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([labels, null_labels]))
@@ -58,7 +59,7 @@ def denoise(
             predicted = guidance(conditional, unconditional, guidance_scale)
         else:
             predicted = velocity(latents, time, labels)
-        latents = scheduler.step(to_scheduler_velocity(predicted), timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(to_scheduler_velocity(predicted.float()), timestep, latents, return_dict=False)[0]
         if on_step is not None:
             on_step(step, latents)
     return latents

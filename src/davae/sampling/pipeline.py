@@ -61,7 +61,7 @@ class LightningDiTPipeline(DiffusionPipeline):
 
         Args:
             class_labels: 0 .. num_classes - 1.
-            num_inference_steps: Euler steps.
+            num_inference_steps: Euler steps; the reference counts grid points, so its 250 are 249 here.
             guidance_scale: 1 is off.
             guidance_interval: native times (0 = noise, 1 = data) between which guidance is on.
             guidance: see `sampling.guidance`.
@@ -79,14 +79,21 @@ class LightningDiTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"Give one generator, or one an image; got {len(class_labels)} images, {len(generator)} generators."
             )
-        device, config = self._execution_device, self.transformer.config
+        device, dtype, config = self._execution_device, self.transformer.dtype, self.transformer.config
         labels = torch.tensor(list(class_labels), device=device)
         if latents is None:
             shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        bar = self.progress_bar(total=num_inference_steps)
+
+        def report(step: int, latents: Tensor) -> None:
+            bar.update()
+            if on_step is not None:
+                on_step(step, latents)
+
         latents = denoise(
-            lambda noisy, time, classes: self.transformer(noisy, time, classes).sample,
-            latents.to(device, self.transformer.dtype),
+            lambda noisy, time, classes: self.transformer(noisy.to(dtype), time, classes).sample,
+            latents.to(device),
             labels,
             torch.full_like(labels, self.transformer.null_class),
             self.scheduler,
@@ -94,8 +101,9 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_scale,
             guidance_interval,
             guidance,
-            on_step,
+            report,
         )
+        bar.close()
         image = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)

@@ -7,12 +7,8 @@ from torch import Tensor
 
 from davae.recipe import SampleConfig
 from davae.sampling.denoise import draw_noise
+from davae.sampling.guidance import guide_all, guide_first
 from davae.sampling.pipeline import LightningDiTPipeline
-
-
-def labels_of(pipeline: LightningDiTPipeline, count: int) -> list[int]:
-    """Class of every image: each class in turn."""
-    return [index % pipeline.transformer.config.num_classes for index in range(count)]
 
 
 def draw_latents(pipeline: LightningDiTPipeline, config: SampleConfig, indices: list[int]) -> Tensor:
@@ -27,6 +23,7 @@ def draw_latents(pipeline: LightningDiTPipeline, config: SampleConfig, indices: 
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
             guidance_interval=config.guidance_interval,
+            guidance=guide_all if config.guidance_channels is None else guide_first(config.guidance_channels),
             latents=noise,
             output_type="latent",
         ).images

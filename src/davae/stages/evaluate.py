@@ -104,7 +104,8 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
     real = torch.cat(
         [real_source.images(range(s, min(s + 64, len(real_source))), size) for s in range(0, len(real_source), 64)]
     )
-    measurements, distances = measure_generation(sets, real)
+    protocol = {**settings(sample), "seeds": f"{sample.seed} to {sample.seed + sample.count - 1}"}
+    measurements, distances = measure_generation(sets, real, protocol)
     results.measurements += measurements
     _sample_figures(run, sets, results)
     if config.claims:
@@ -185,7 +186,8 @@ def _speed(
         "image": f"{run.recipe.image_size} px",
         "steps": sample.steps,
         "guidance": sample.guidance_scale,
-        "precision": sample.precision,
+        "precision": f"transformer {sample.precision}, decoder fp32",
+        "memory": "peak of the device while drawing, with the weights of all timed pairs on it",
         "native": "the base transformer's geometry on a larger grid, random weights; base decoder",
     }
     measurements, seconds = measure_speed(
@@ -207,6 +209,8 @@ def _tokens(transformer: LightningDiT) -> int:
 
 def _native(base: LightningDiTPipeline, scale: int) -> LightningDiTPipeline:
     """The base pair's geometry at the large size: `scale` squared times the tokens. Weights are random."""
-    config = {**base.transformer.config, "sample_size": base.transformer.config.sample_size * scale}
+    # Private entries stay behind: diffusers would put default values back over ours.
+    public = {key: value for key, value in base.transformer.config.items() if not key.startswith("_")}
+    config = {**public, "sample_size": base.transformer.config.sample_size * scale}
     transformer = LightningDiT.from_config(config).to(base.transformer.device).eval()
     return LightningDiTPipeline(base.vae, transformer, base.scheduler)

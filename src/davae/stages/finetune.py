@@ -31,7 +31,9 @@ def work(run: Run) -> None:
     assert config is not None
     autoencoder = run.tokenizer()
     cache = LatentCache(run.path_of("cache"))
-    cache.require(autoencoder=weights_hash(autoencoder), size=run.recipe.image_size)
+    cache.require(
+        autoencoder=weights_hash(autoencoder), size=run.recipe.image_size, source=run.sources[0].fingerprint
+    )
     run.check_pair(autoencoder.config.scale, len(cache.manifest.class_names))
     layout = cache.manifest.layout
     transformer, report = widen_with_report(

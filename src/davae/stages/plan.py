@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from davae.data.latents import is_complete
 from davae.stages import cache, evaluate, finetune, pretrain, report, sample, tokenizer
 from davae.stages.run import Run
 from davae.train.checkpoint import differences
+from davae.train.interrupt import terminable
 from davae.train.journal import Silent
 
 logger = logging.getLogger(__name__)
@@ -140,13 +142,17 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
         run.accelerator.wait_for_everyone()
         started = time.monotonic()
         try:
-            stage.work(run)
+            with terminable():
+                stage.work(run)
         except BaseException:
             if run.accelerator.is_main_process:
-                run.record.pause(stage.name, time.monotonic() - started)
+                with suppress(OSError):  # on a full disk the first error is the one to report
+                    run.record.pause(stage.name, time.monotonic() - started)
             raise
         run.accelerator.wait_for_everyone()
         if run.accelerator.is_main_process:
+            if run.skipped is not None:
+                run.record.note_skipped(run.skipped)
             run.record.finish(stage.name, _inputs(run, stage), time.monotonic() - started)
         run.accelerator.wait_for_everyone()
 

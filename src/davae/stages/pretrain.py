@@ -17,7 +17,7 @@ from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.encode import DTYPES, encode_source, to_unit
 from davae.stages.record import write_provenance
 from davae.stages.run import Run, nameless, replace_folder, settings
-from davae.stages.training import applied, fit
+from davae.stages.training import applied, fit, load_perceptual
 from davae.train.diffusion import DiffusionTask, LatentSet
 from davae.train.feed import ImageSet
 from davae.train.tokenizer import PlainSubject, TokenizerTask
@@ -55,7 +55,10 @@ def train_autoencoder(run: Run) -> None:
         )
     source = run.sources[0]
     task = TokenizerTask(
-        PlainSubject(autoencoder, config, run.recipe.seed), config, reduce_gradient=run.reduce_gradient
+        PlainSubject(autoencoder, config, run.recipe.seed),
+        config,
+        perceptual=load_perceptual(config.perceptual, run.accelerator.device),
+        reduce_gradient=run.reduce_gradient,
     )
     training_set = ImageSet(source, section.image_size, run.recipe.seed)
     averages = fit(run, "pretrain-autoencoder", task, training_set, config, autoencoder_inputs(run))

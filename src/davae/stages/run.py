@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from davae.data.source import ImageSource
 from davae.data.splits import open_train_test
@@ -44,6 +45,8 @@ class Run:
         self.recipe, self.overwrite = recipe, overwrite
         self.folder = runs_dir / recipe.name
         self.observer: Observer = observer or Silent()
+        self.skipped: Sequence[Sequence[str]] | None = None
+        """(name, reason) of unusable images; None until the data were opened."""
         self.record = Record(self.folder / "run.json", recipe.name)
 
     @cached_property
@@ -52,10 +55,22 @@ class Run:
         # Batch-norm statistics of the discriminator stay local: two forwards precede one backward there.
         # torch 2.13 deprecates the argument, and its replacement would still synchronise them once.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-        return Accelerator(
-            cpu=self.recipe.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[handler]
+        local = DistributedDataParallelKwargs(broadcast_buffers=False)
+        # One process encodes or measures while the others wait for it.
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        # The recipe says precision and accumulation; what the environment says would be applied on top.
+        accelerator = Accelerator(
+            cpu=self.recipe.device == "cpu" or not torch.cuda.is_available(),
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[local, patient],
         )
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ValueError(
+                f"Training is distributed by data parallelism only; got {accelerator.distributed_type.value}. "
+                f"Launch with 'accelerate launch --multi_gpu' or torchrun."
+            )
+        return accelerator
 
     @cached_property
     def sources(self) -> tuple[ImageSource, ImageSource]:
@@ -65,8 +80,7 @@ class Run:
         side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
         skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
-        if self.accelerator.is_main_process:
-            self.record.note_skipped(skipped)
+        self.skipped = skipped
         for name, reason in skipped[:10]:
             self.observer.say(f"skipped {name}: {reason}")
         if skipped:

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from davae.data.latents import save_shard
 from davae.report.figures import image_grid
 from davae.stages.drawing import decode_images, draw_all
 from davae.stages.run import Run, folder_hash, load_pair, settings
@@ -41,9 +42,7 @@ def work(run: Run) -> None:
         for indices, latents in draw_all(pipeline, config, batch):
             for index, pixels in zip(indices, decode_images(pipeline, latents), strict=True):
                 Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index:06d}.png")
-            temporary = folder / f".{_shard(indices[0])}"
-            save_file({"latent": latents.float().cpu().contiguous()}, temporary)
-            temporary.rename(folder / _shard(indices[0]))
+            save_shard({"latent": latents.float()}, folder / _shard(indices[0]))
             done += len(indices)
             run.observer.advance(done)
     run.observer.end()
@@ -54,9 +53,20 @@ def work(run: Run) -> None:
 
 
 def drawn_latents(run: Run) -> Tensor:
-    """The latents of every drawn image, in order: [count, K, h, w]."""
-    shards = sorted((run.folder / "samples").glob("latents-*.safetensors"))
-    return torch.cat([load_file(shard)["latent"] for shard in shards])
+    """The latents of every drawn image, in order: [count, K, h, w].
+
+    Raises:
+        ValueError: the images of this recipe are not drawn, or not all of them.
+    """
+    assert run.recipe.sample is not None
+    folder, count = run.folder / "samples", run.recipe.sample.count
+    marker = folder / "inputs.json"
+    if not marker.exists() or marker.read_text() != json.dumps(inputs(run), sort_keys=True):
+        raise ValueError(f"{folder} does not hold samples of these settings. Run 'davae sample RECIPE' first.")
+    latents = [load_file(shard)["latent"] for shard in sorted(folder.glob("latents-*.safetensors"))]
+    if (drawn := sum(map(len, latents))) != count:
+        raise ValueError(f"{folder} holds {drawn} of {count} samples. Run 'davae sample RECIPE' to draw the others.")
+    return torch.cat(latents)
 
 
 def _shard(first: int) -> str:

@@ -1,6 +1,5 @@
 """`davae train-tokenizer`: detail encoder and joint decoder over the frozen base, then calibration."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +8,11 @@ from davae.core.moments import ChannelMoments
 from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.perceptual import LPIPS
 from davae.stages.encode import to_unit
 from davae.stages.run import Run, folder_hash, replace_folder, settings
-from davae.stages.training import applied, fit
+from davae.stages.training import applied, fit, load_perceptual
 from davae.train.feed import ImageSet
-from davae.train.tokenizer import PerceptualConfig, StructuredSubject, TokenizerTask
+from davae.train.tokenizer import StructuredSubject, TokenizerTask
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -51,11 +49,6 @@ def work(run: Run) -> None:
         if run.accelerator.is_main_process:
             autoencoder.save_pretrained(run.folder / ".tokenizer")
             replace_folder(run.folder / ".tokenizer", run.folder / "tokenizer")
-
-
-def load_perceptual(config: PerceptualConfig | None, device: torch.device) -> LPIPS | None:
-    """The distance network of a recipe, if it asks for one."""
-    return None if config is None else LPIPS.from_files(Path(config.vgg), Path(config.linear)).to(device)
 
 
 @torch.no_grad()

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from davae.models.perceptual import LPIPS
 from davae.stages.run import Run
 from davae.train.ema import ExponentialAverage
 from davae.train.feed import Share, feed
 from davae.train.loop import LoopConfig, Task, train
+from davae.train.tokenizer import PerceptualConfig
 
 
 def fit(
@@ -30,3 +35,8 @@ def fit(
 def applied(average: ExponentialAverage | None) -> AbstractContextManager[None]:
     """The network carries its averaged weights inside this block, where there is an average."""
     return nullcontext() if average is None else average.applied()
+
+
+def load_perceptual(config: PerceptualConfig | None, device: torch.device) -> LPIPS | None:
+    """The distance network of a recipe, if it asks for one."""
+    return None if config is None else LPIPS.from_files(Path(config.vgg), Path(config.linear)).to(device)

@@ -1,6 +1,9 @@
-"""SIGINT and SIGTERM ask the loop to save and stop after the current step."""
+"""SIGINT and SIGTERM ask the loop to save and stop after the current step; elsewhere they end a stage cleanly."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import torch
@@ -13,6 +16,27 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(f"Stopped by {signal.Signals(signal_number).name}; saved at step {step}.")
         self.signal_number, self.step = signal_number, step
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside a training loop."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM unwinds like Ctrl-C, so that what is half-written is cleaned up and time is recorded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Interrupt:

@@ -31,6 +31,10 @@ class OptimConfig(Config):
     """The learning rate falls along a cosine to this fraction after the last step; 1.0 keeps it constant."""
     max_grad_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"lr must not be negative; got {self.lr}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
@@ -191,7 +195,10 @@ def _step(
     active = {name: one for name, one in moving.items() if task.is_active(name, step)}
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     for number, micro in enumerate(micros):
-        batch = {key: tensor.to(accelerator.device, non_blocking=True) for key, tensor in micro.items()}
+        batch = {
+            key: tensor if key == "position" else tensor.to(accelerator.device, non_blocking=True)
+            for key, tensor in micro.items()
+        }  # positions are read as numbers: on the device that would be a synchronisation
         for name, one in active.items():
             one.wrapped.require_backward_grad_sync = number == len(micros) - 1  # read by DDP, harmless elsewhere
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):

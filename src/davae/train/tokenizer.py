@@ -83,6 +83,11 @@ class TokenizerConfig(ReconstructionConfig):
     calibration_images: int = 2048
     """Images over which the statistics of the detail channels are measured after training."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.detail_dropout < 1:
+            raise ValueError(f"detail_dropout must be in [0, 1); got {self.detail_dropout}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(ReconstructionConfig):
