@@ -261,3 +261,19 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str, expected: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no recipe .*nowhere\.yaml. Give the path of a YAML file"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("name=../elsewhere", "name is the run's folder"),
+        ("name=..", "name is the run's folder"),
+        ("finetune.optim.lr=-1", "lr must not be negative"),
+        ("tokenizer.detail_dropout=1.0", r"detail_dropout must be in \[0, 1\)"),
+        ("evaluate={speed_batch: -3}", "speed_batch must be 0"),
+        ("sample={guidance_channels: 0}", "guidance_channels must be at least 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(change: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(ROOT / "src" / "davae" / "recipes" / "demo.yaml", [change])

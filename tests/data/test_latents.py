@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from davae.core.layout import LatentLayout
-from davae.data.latents import CacheManifest, LatentCache, Moments, shard_ranges, write_cache
+from davae.data.latents import CacheManifest, LatentCache, Moments, save_shard, shard_ranges, write_cache
 from davae.data.source import DataError
 
 COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4
@@ -252,3 +253,16 @@ def test_reading_needs_no_memory_for_the_rest(tmp_path: Path) -> None:
     cache = LatentCache(folder)
     cache.moments(range(0, many, 1000))
     assert private_mb() - before < 20
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_tensors: Any, path: Path, _metadata: Any = None) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("davae.data.latents.save_file", full)
+    with pytest.raises(DataError, match=r"shard\.safetensors: .*No space left.*Free some space"):
+        save_shard({"mean": torch.zeros(1)}, tmp_path / "shard.safetensors")
+    assert list(tmp_path.iterdir()) == []

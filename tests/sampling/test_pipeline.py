@@ -179,3 +179,10 @@ def test_a_fresh_process_draws_the_same_images(tmp_path: Path) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert "will be ignored" not in answer.stderr
+
+
+def test_a_fixed_grid_refuses_another_image_size() -> None:
+    plain = pipeline("plain")
+    assert davae.upgrade(plain, image_size=16).image_size == 16
+    with pytest.raises(ValueError, match="draws one size only; got image_size 32, allowed 16"):
+        davae.upgrade(plain, image_size=32)

@@ -227,3 +227,28 @@ def test_a_run_can_make_its_own_pair(recipe: Path, tmp_path: Path) -> None:
     scheduler = json.loads((tmp_path / "whole" / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["shift"] == 2.0
     assert skipped(run(whole, tmp_path)[1]) == expected
+
+
+def test_samples_of_other_settings_are_not_judged(recipe: Path, copied: Path) -> None:
+    status, said = run(recipe, copied.parent, "--set=sample.guidance_scale=4", verb="evaluate")
+    assert status == 1
+    assert "davae sample RECIPE" in said
+    (copied / "samples" / "latents-000008.safetensors").unlink()
+    status, said = run(recipe, copied.parent, "--set=evaluate.reconstructions=5", verb="evaluate")
+    assert status == 1
+    assert "12 of 20 samples" in said
+
+
+def test_guidance_on_the_first_channels_draws_other_images(recipe: Path, copied: Path) -> None:
+    before = load_file(copied / "samples" / "latents-000000.safetensors")["latent"]
+    assert run(recipe, copied.parent, "--set=sample.guidance_channels=3", verb="sample")[0] == 0
+    after = load_file(copied / "samples" / "latents-000000.safetensors")["latent"]
+    assert (after - before).abs().max() > 1e-4
+
+
+def test_a_cache_of_other_images_is_refused(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    other = ["--set=name=other", "--set=data.seed=8", f"--set=cache={{from: {copied}}}"]
+    other += [f"--set=tokenizer={{from: {copied}}}"]
+    status, said = run(recipe, tmp_path / "elsewhere", *other, verb="finetune")
+    assert status == 1
+    assert "source" in said

@@ -118,7 +118,7 @@ def _summary(run: Run, upgraded: LightningDiTPipeline, base: LightningDiTPipelin
     layout = upgraded.vae.layout
     side = base.transformer.config.sample_size
     return (
-        f"A pretrained pair that draws {base.image_size} px on a {side} x {side} latent grid now draws "
+        f"A pretrained pair that draws {base.image_size} px on a latent grid of {side} x {side} now draws "
         f"{upgraded.image_size} px on the same grid: {layout.base_channels} base channels as they were, "
         f"{layout.detail_channels} detail channels beside them. Trained on {len(run.sources[0]):,} images, judged "
         f"on {len(run.sources[1]):,} others."
