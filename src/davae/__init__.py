@@ -11,13 +11,23 @@ if TYPE_CHECKING:
     from davae.core.layout import LatentLayout
     from davae.models.autoencoder import AutoencoderDA
     from davae.models.lightningdit import LightningDiT
+    from davae.models.taef2 import AutoencoderTAEF2
     from davae.sampling.pipeline import LightningDiTPipeline
 
 __version__ = "0.1.0"
-__all__ = ["AutoencoderDA", "LatentLayout", "LightningDiT", "LightningDiTPipeline", "upgrade", "widen"]
+__all__ = [
+    "AutoencoderDA",
+    "AutoencoderTAEF2",
+    "LatentLayout",
+    "LightningDiT",
+    "LightningDiTPipeline",
+    "upgrade",
+    "widen",
+]
 
 _HOMES = {
     "AutoencoderDA": "davae.models.autoencoder",
+    "AutoencoderTAEF2": "davae.models.taef2",
     "LatentLayout": "davae.core.layout",
     "LightningDiT": "davae.models.lightningdit",
     "LightningDiTPipeline": "davae.sampling.pipeline",

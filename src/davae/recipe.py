@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
 import diffusers
@@ -20,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from davae.core.config import Config
 from davae.models.lightningdit import LightningDiT
 from davae.train.diffusion import DiffusionConfig
-from davae.train.tokenizer import AutoencoderConfig, TokenizerConfig
+from davae.train.objective import AutoencoderConfig, TokenizerConfig
 
 REUSABLE = ("tokenizer", "cache", "finetune")
 """Sections that may be `{from: RUN}`: take what another run made."""
@@ -106,15 +105,23 @@ class CacheConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Config):
-    """Makes a base pair from scratch."""
+    """Makes a base pair from scratch, or its autoencoder alone."""
 
     image_size: int
     autoencoder: BaseAutoencoderConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
-    transformer: BaseTransformerConfig
+    transformer: BaseTransformerConfig | None = None
+    """null ends the run after the autoencoder."""
     save_dtype: Literal["float32", "float16", "bfloat16", "float8"] = "float32"
     """Of the saved pair's weights. float8 (e4m3) is for the matrices of the transformer's blocks, the rest is then
-    float16. Loading gives the dtype that is asked for, float32 by default."""
+    float16. Loading gives the dtype that is asked for, float32 by default. An autoencoder alone stays float32."""
+
+    def __post_init__(self) -> None:
+        if self.transformer is None and self.save_dtype != "float32":
+            raise ValueError(
+                f"save_dtype is of a saved pair; got {self.save_dtype} without a transformer. Leave it out: an "
+                f"autoencoder alone is saved in float32"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +219,11 @@ def _check_chain(recipe: Recipe) -> None:
     for section, needed in chain:
         if recipe.has(section) and not recipe.has(needed):
             raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")
+    if recipe.pretrain is not None and recipe.pretrain.transformer is None and recipe.has("tokenizer"):
+        raise ValueError(
+            "section tokenizer needs a pair, which pretrain without a transformer does not make; "
+            "add pretrain.transformer, or give the autoencoder to another recipe as its pair"
+        )
     stored = [("finetune", recipe.cache, recipe.finetune)]
     if recipe.pretrain is not None:
         stored.append(("pretrain.transformer", recipe.pretrain.cache, recipe.pretrain.transformer))
@@ -319,6 +331,6 @@ def _known_keys(parents: Sequence[Any]) -> list[str]:
     owner: Any = Recipe
     for parent in parents:
         hint = get_type_hints(owner).get(str(parent))
-        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        options = (hint, *get_args(hint))  # of X | None and of tuple[X, ...] as well
         owner = next((option for option in options if is_dataclass(option)), owner)
     return [one.name for one in fields(owner) if one.name != "reuse"]

@@ -1,5 +1,7 @@
 """LPIPS against a plain rewrite, and its strictness about weights (random ones, in the public layout)."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conftest import assert_close
+from davae.models import perceptual, weights
 from davae.models.perceptual import LPIPS
+from davae.models.weights import LPIPS_LINEAR, VGG16, PublicFile
+from davae.stages.training import load_perceptual
+from davae.train.objective import PerceptualConfig
 
 # torchvision's index of every conv, and its channels.
 CONVS = {
@@ -124,34 +130,69 @@ def test_is_frozen_and_stays_in_eval_mode(vgg: dict[str, Tensor], linear: dict[s
     assert sum(parameter.numel() for parameter in holder.parameters()) == 14_714_688 + 1472
 
 
-def test_files_in_either_format_give_the_same_distance(
-    tmp_path: Path, vgg: dict[str, Tensor], linear: dict[str, Tensor]
+@pytest.fixture
+def published(
+    tmp_path: Path, vgg: dict[str, Tensor], linear: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[PublicFile, PublicFile]:
+    """The two public files, with random weights, at file addresses; no cache has them."""
+    monkeypatch.setenv("DAVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    files = []
+    for real, state in ((VGG16, vgg), (LPIPS_LINEAR, linear)):
+        path = tmp_path / real.name
+        torch.save(state, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        files.append(replace(real, url=path.as_uri(), sha256=digest, size=path.stat().st_size))
+    monkeypatch.setattr(perceptual, "VGG16", files[0])
+    monkeypatch.setattr(perceptual, "LPIPS_LINEAR", files[1])
+    monkeypatch.setattr(weights, "PUBLIC_FILES", tuple(files))
+    return files[0], files[1]
+
+
+def test_every_way_to_the_weights_gives_the_same_distance(
+    tmp_path: Path, vgg: dict[str, Tensor], linear: dict[str, Tensor], published: tuple[PublicFile, PublicFile]
 ) -> None:
-    save_file(vgg, tmp_path / "vgg16.safetensors")
-    torch.save(linear, tmp_path / "lin.pth")
-    torch.save(vgg, tmp_path / "vgg16.pth")
-    renamed = {key.replace("lin", "lins."): value for key, value in linear.items()}
-    save_file(renamed, tmp_path / "lin.safetensors")
     x, y = images()
     want = LPIPS(vgg, linear)(x, y)
-    for ending, other in ((".safetensors", ".pth"), (".pth", ".safetensors")):
-        loss = LPIPS.from_files(tmp_path / f"vgg16{ending}", tmp_path / f"lin{other}")
-        assert torch.equal(loss(x, y), want)
-
-
-def test_missing_files_say_what_to_fetch(tmp_path: Path, vgg: dict[str, Tensor]) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"absent\.pth\. Download vgg16-397923af\.pth of the PyTorch model zoo"
-    ):
-        LPIPS.from_files(tmp_path / "absent.pth", tmp_path / "lin.pth")
+    with pytest.raises(FileNotFoundError, match=r"Cannot load VGG16 .* and linear layers"):
+        LPIPS.from_pretrained()
+    assert torch.equal(LPIPS.from_pretrained(allow_download=True)(x, y), want)
+    assert torch.equal(LPIPS.from_pretrained()(x, y), want)  # from the cache
     save_file(vgg, tmp_path / "vgg16.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"lin\.pth\. Download vgg\.pth of LPIPS v0\.1"):
-        LPIPS.from_files(tmp_path / "vgg16.safetensors", tmp_path / "lin.pth")
+    renamed = {key.replace("lin", "lins."): value for key, value in linear.items()}
+    save_file(renamed, tmp_path / "lin.safetensors")
+    for paths in (
+        (tmp_path / "vgg16.safetensors", tmp_path / published[1].name),
+        (tmp_path / published[0].name, tmp_path / "lin.safetensors"),
+    ):
+        assert torch.equal(LPIPS.from_pretrained(*paths)(x, y), want)
+
+
+def test_a_recipe_without_paths_asks_for_the_download(published: tuple[PublicFile, PublicFile]) -> None:
+    said: list[str] = []
+    config = replace(PerceptualConfig(vgg="", linear=""), vgg=None, linear=None)
+    loss = load_perceptual(config, torch.device("cpu"), said.append)
+    assert isinstance(loss, LPIPS)
+    assert len(said) == 2
+    assert load_perceptual(None, torch.device("cpu")) is None
+
+
+def test_swapped_files_are_explained(
+    tmp_path: Path, vgg: dict[str, Tensor], linear: dict[str, Tensor], published: tuple[PublicFile, PublicFile]
+) -> None:
+    paths = [tmp_path / file.name for file in published]
+    with pytest.raises(ValueError, match=r"not the file of the VGG16.*It is the file of the linear layers"):
+        LPIPS.from_pretrained(paths[1], paths[1])
+    for state in (vgg, linear):
+        with pytest.raises(ValueError, match=r"vgg and linear seem to be swapped"):
+            LPIPS(state, state)
+    with pytest.raises(ValueError, match=r"missing .* \(26 in all\), unknown \[\] \(0 in all\)"):
+        LPIPS({}, linear)
 
 
 def test_other_weights_are_refused(vgg: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
     without_one = {key: value for key, value in vgg.items() if key != "features.28.bias"}
-    with pytest.raises(ValueError, match=r"not the VGG16 weights: missing \['features.28.bias'\]"):
+    with pytest.raises(ValueError, match=r"not the weights of the VGG16 .*: missing \['features.28.bias'\]"):
         LPIPS(without_one, linear)
     with pytest.raises(ValueError, match=r"unknown \['features.1.weight'\]"):  # a VGG with batch norm
         LPIPS(vgg | {"features.1.weight": torch.ones(64)}, linear)

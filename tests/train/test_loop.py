@@ -32,7 +32,7 @@ def line(ema_decay: float | None = None, **optim: Any) -> Any:
         return (prediction.float() - batch["y"]).square().mean(), {"x": batch["x"].mean()}
 
     learner = Learner(nn.Linear(4, 1), OptimConfig(**{"lr": 0.05} | optim), ema_decay)
-    return SimpleNamespace(learners={"line": learner}, is_active=lambda *_: True, loss=loss)
+    return SimpleNamespace(learners={"line": learner}, state={}, is_active=lambda *_: True, loss=loss)
 
 
 def samples(step: int, size: int = 12) -> dict[str, Tensor]:

@@ -16,15 +16,9 @@ from davae.data.solids import SolidsSource
 from davae.train.checkpoint import CheckpointStore
 from davae.train.feed import Batch, ImageSet, Share, feed
 from davae.train.loop import OptimConfig, train
-from davae.train.tokenizer import (
-    AdversarialConfig,
-    AutoencoderConfig,
-    PerceptualConfig,
-    PlainSubject,
-    StructuredSubject,
-    TokenizerConfig,
-    TokenizerTask,
-)
+from davae.train.objective import AdversarialConfig, AutoencoderConfig, PerceptualConfig, TokenizerConfig
+from davae.train.subjects import PlainSubject, StructuredSubject
+from davae.train.tokenizer import TokenizerTask
 from tiny_pair import tiny_autoencoder
 
 FAST = OptimConfig(lr=3e-3, betas=(0.9, 0.99))
@@ -99,14 +93,14 @@ def test_detail_is_dropped_for_whole_samples() -> None:
     model, pictures = task.subject.network, images(*positions)["image"] / 127.5 - 1
     with torch.no_grad():
         result = task.subject.reconstruct(model, pictures, positions)
-        full = model.decoder(model.layout.join(result.base, result.detail))
-        bare = model.decoder(model.layout.join(result.base, torch.zeros_like(result.detail)))
+        full = model.decoder(model.layout.join(result.base, result.latent))
+        bare = model.decoder(model.layout.join(result.base, torch.zeros_like(result.latent)))
         again = task.subject.reconstruct(model, pictures[[7, 3]], [7, 3]).sample
     kept = torch.isclose(result.sample, full, atol=1e-5).flatten(1).all(dim=1)
     dropped = torch.isclose(result.sample, bare, atol=1e-5).flatten(1).all(dim=1)
     assert bool((kept ^ dropped).all())
     assert 6 <= int(dropped.sum()) <= 18
-    assert result.detail.abs().amin() > 0  # the alignment sees what the decoder does not
+    assert result.latent.abs().amin() > 0  # the alignment sees what the decoder does not
     torch.testing.assert_close(again, result.sample[[7, 3]], rtol=1e-4, atol=1e-5)  # a matter of the sample alone
 
 
@@ -115,7 +109,7 @@ def test_kept_details_are_enlarged_only_on_request() -> None:
     model, pictures, positions = task.subject.network, images(*range(8))["image"] / 127.5 - 1, list(range(8))
     with torch.no_grad():
         result = task.subject.reconstruct(model, pictures, positions)
-        doubled = model.decoder(model.layout.join(result.base, 2 * result.detail))
+        doubled = model.decoder(model.layout.join(result.base, 2 * result.latent))
     kept = torch.isclose(result.sample, doubled, atol=1e-5).flatten(1).all(dim=1)
     assert 0 < int(kept.sum()) < 8
 
@@ -125,11 +119,11 @@ def test_the_posterior_draw_belongs_to_the_position() -> None:
     model, picture = task.subject.network, images(0)["image"] / 127.5 - 1
     with torch.no_grad():
         first, second, other = (task.subject.reconstruct(model, picture, [place]) for place in (5, 5, 6))
-    assert torch.equal(first.detail, second.detail)
+    assert torch.equal(first.latent, second.latent)
     assert torch.equal(first.mean, other.mean)
-    spread = (first.detail - first.mean) / (0.5 * first.logvar).exp()
+    spread = (first.latent - first.mean) / (0.5 * first.logvar).exp()
     assert 0.7 < spread.std() < 1.3
-    assert not torch.equal(first.detail, other.detail)
+    assert not torch.equal(first.latent, other.latent)
 
 
 def distance_to_base(task: TokenizerTask) -> float:
@@ -173,8 +167,8 @@ def test_the_journal_tells_the_alignment_and_its_weight() -> None:
 
 def test_the_judge_waits_for_its_step() -> None:
     task, seen = judged(start_step=3, steps=5), []
-    start = state(task.discriminator)
-    fit(task, hooks=[(1, lambda done: seen.append(state(task.discriminator)))])
+    start = state(task.adversary.network)
+    fit(task, hooks=[(1, lambda done: seen.append(state(task.adversary.network)))])
     for early in seen[:3]:  # steps 0, 1 and 2; running statistics included
         assert all(torch.equal(early[name], tensor) for name, tensor in start.items())
     # A bias of the last layer is pushed equally up and down while every logit is small.
@@ -192,10 +186,10 @@ def test_the_judge_pulls_as_hard_as_its_weight_says() -> None:
 def test_the_autoencoders_loss_does_not_teach_the_judge() -> None:
     task = judged(start_step=0)
     loss(task)[0].backward()
-    assert all(weight.grad is None and weight.requires_grad for weight in task.discriminator.parameters())
+    assert all(weight.grad is None and weight.requires_grad for weight in task.adversary.network.parameters())
     task.subject.network.zero_grad()
-    task.loss("discriminator", task.discriminator, images(0, 1, 2, 3), 0)[0].backward()
-    assert all(weight.grad is not None for weight in task.discriminator.parameters())
+    task.loss("discriminator", task.adversary.network, images(0, 1, 2, 3), 0)[0].backward()
+    assert all(weight.grad is not None for weight in task.adversary.network.parameters())
     assert all(weight.grad is None for weight in task.subject.network.parameters())
 
 
@@ -205,8 +199,8 @@ def test_the_judge_learns_to_tell_real_from_made() -> None:
     batch = images(0, 1, 2, 3)
     loss(task, batch=batch)
     with torch.no_grad():
-        real = task.discriminator(batch["image"] / 127.5 - 1)
-        made = task.discriminator(
+        real = task.adversary.network(batch["image"] / 127.5 - 1)
+        made = task.adversary.network(
             task.subject.reconstruct(task.subject.network, batch["image"] / 127.5 - 1, [0, 1, 2, 3]).sample
         )
     assert real.mean() > made.mean() + 0.5
@@ -253,7 +247,7 @@ def test_a_killed_training_with_a_judge_goes_on_bit_for_bit(tmp_path: Path, kill
     with pytest.raises(KeyboardInterrupt):
         fit(broken, store=CheckpointStore(tmp_path, {}), hooks=[(killed_at, die)])
     with torch.no_grad():
-        for weight in resumed.discriminator.parameters():
+        for weight in resumed.adversary.network.parameters():
             weight.zero_()
     fit(resumed, store=CheckpointStore(tmp_path, {}))
     for name in ("autoencoder", "discriminator"):

@@ -68,6 +68,14 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
+def lecam(real: Tensor, fake: Tensor, real_anchor: Tensor, fake_anchor: Tensor) -> Tensor:
+    """LeCam regulariser (Tseng et al. 2021): answers are drawn to the running mean of the other kind.
+
+    mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(x_hat))^2, with detached anchors.
+    """
+    return F.relu(real - fake_anchor).square().mean() + F.relu(real_anchor - fake).square().mean()
+
+
 def hinge_generator(fake: Tensor) -> Tensor:
     """-mean D(x_hat)."""
     return -fake.mean()

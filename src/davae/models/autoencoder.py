@@ -7,55 +7,27 @@ detail channels of the full image on the same grid. One decoder makes the full i
 import copy
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
 from davae.models.bases import build_base, family_of
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
+from davae.models.inherit import constructor_arguments, extended_norm, inherited_scaling, load_trunk
+from davae.models.posterior import LOGVAR_RANGE, StructuredOutput, StructuredPosterior
 from davae.models.scaling import LatentScaling
 from davae.models.tiling import run_tiled
-
-LOGVAR_RANGE = (-30.0, 20.0)
-
-
-class StructuredPosterior(DiagonalGaussianDistribution):
-    """Posterior of a structured latent: the base channels are certain (standard deviation 0)."""
-
-    def __init__(self, mean: Tensor, logvar: Tensor, base_channels: int) -> None:
-        super().__init__(torch.cat([mean, logvar], dim=1))
-        # The parent clamps log-variances at -30, which would still put noise on the base.
-        self.std[:, :base_channels] = 0.0
-        self.var[:, :base_channels] = 0.0
-
-
-@dataclass
-class StructuredOutput(BaseOutput):
-    """What a training step needs to know. Latents are raw, [B, C or D, h, w].
-
-    Args:
-        sample: reconstruction [B, 3, H, W].
-        base: base latent, a constant of the training.
-        detail: detail latent as drawn from its posterior, before any dropout.
-        detail_mean: posterior mean.
-        detail_logvar: posterior log-variance.
-    """
-
-    sample: Tensor
-    base: Tensor
-    detail: Tensor
-    detail_mean: Tensor
-    detail_logvar: Tensor
+from davae.models.warm_start import warm_start
 
 
 class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -72,6 +44,10 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         detail_channels: D.
         clamp_base_image: whether the downsampled image is clamped to [-1, 1] (the reference's text-to-image
             branch does, its ImageNet branch does not).
+        base_units: units of the base latent inside the decoder and as the target of the alignment: "raw", or
+            "scaled" by the base's own statistics (the reference's text-to-image branch).
+        decoder_order: order of the parts inside the decoder; "detail_first" is there for the reference's
+            text-to-image checkpoints. The latent that `encode` emits is base first in either case.
         detail_mean: raw mean of each detail channel; None before calibration.
         detail_std: raw standard deviation of each detail channel; None before calibration.
         in_channels: of the image.
@@ -81,6 +57,9 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
             off its length; derived.
         scaling_factor: the base's; derived.
         shift_factor: the base's; derived.
+        batch_norm_eps: the base's, where its statistics are a batch norm's (FLUX.2, see `bn`); derived.
+        learned_shortcut: the down block's shortcut is a 1x1 conv at any width; a warm start needs it.
+        patch_size: of the batch norm's packed latents; derived.
         latents_mean: the base's, then 0 for detail channels; derived.
         latents_std: the base's, then 1 for detail channels; derived.
     """
@@ -95,6 +74,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         scale: int = 2,
         detail_channels: int = 16,
         clamp_base_image: bool = False,
+        base_units: Literal["raw", "scaled"] = "raw",
+        decoder_order: Literal["base_first", "detail_first"] = "base_first",
         detail_mean: list[float] | None = None,
         detail_std: list[float] | None = None,
         in_channels: int = 3,
@@ -105,8 +86,13 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         shift_factor: float | None = None,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        batch_norm_eps: float | None = None,
+        patch_size: list[int] | None = None,
+        learned_shortcut: bool = False,
     ) -> None:
         super().__init__()
+        _require_choice("base_units", base_units, ("raw", "scaled"))
+        _require_choice("decoder_order", decoder_order, ("base_first", "detail_first"))
         if scale not in (2, 4):
             raise ValueError(f"AutoencoderDA supports scale 2 and 4; got {scale}.")
         if detail_channels < 1:
@@ -116,22 +102,25 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.family = family
         widths = family.block_out_channels(self.base_vae.config)
         self.layout = LatentLayout(family.latent_channels(self.base_vae.config), detail_channels)
-        self.base_compression = 2 ** (len(widths) - 1)
+        self.base_compression = family.compression(self.base_vae.config)
         """f: pixels of the base image a latent position stands for, a side."""
         self.compression = self.base_compression * scale
         """f s: pixels of the full image a latent position stands for, a side."""
 
         self.encoder = copy.deepcopy(self.base_vae.encoder).requires_grad_(True)
         self.decoder = copy.deepcopy(self.base_vae.decoder).requires_grad_(True)
-        family.replace_head(self.encoder, lambda width: DetailDownBlock(width, 2 * detail_channels, scale))
+        down = partial(DetailDownBlock, learned_shortcut=learned_shortcut)
+        family.replace_head(self.encoder, lambda width: down(width, 2 * detail_channels, scale))
         family.replace_stem(self.decoder, lambda width: DetailUpBlock(self.layout.channels, width, scale))
         self.base_vae.eval()  # from here on: see `train`
 
         self.register_to_config(
             latent_channels=self.layout.channels,
             block_out_channels=widths + [widths[-1]] * int(math.log2(scale)),
-            **_inherited_scaling(self.base_vae.config, detail_channels),
+            **inherited_scaling(self.base_vae.config, detail_channels),
         )
+        if self.config.batch_norm_eps is not None:
+            self.bn = extended_norm(self.base_vae, detail_channels)
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = 1024
@@ -145,6 +134,9 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         scale: int = 2,
         detail_channels: int | None = None,
         clamp_base_image: bool = False,
+        base_units: Literal["raw", "scaled"] = "raw",
+        decoder_order: Literal["base_first", "detail_first"] = "base_first",
+        warm: bool = False,
     ) -> "AutoencoderDA":
         """An untrained upgrade of a pretrained autoencoder: detail encoder and decoder start from its weights.
 
@@ -153,19 +145,31 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
             scale: s, 2 or 4.
             detail_channels: D; None takes the base's own number of channels.
             clamp_base_image: see the class.
+            base_units: see the class.
+            decoder_order: see the class.
+            warm: start the two new blocks from the base's own head and stem (see `warm_start`) instead of from
+                random weights.
         """
         class_name = type(base_vae).__name__
-        channels = family_of(class_name).latent_channels(base_vae.config)
+        family = family_of(class_name)
+        channels = family.latent_channels(base_vae.config)
         model = cls(
             base_class=class_name,
-            base_config={key: value for key, value in base_vae.config.items() if not key.startswith("_")},
+            base_config=constructor_arguments(base_vae),
             scale=scale,
             detail_channels=channels if detail_channels is None else detail_channels,
             clamp_base_image=clamp_base_image,
+            base_units=base_units,
+            decoder_order=decoder_order,
+            learned_shortcut=warm,
         )
         model.base_vae.load_state_dict(base_vae.state_dict())
-        _load_trunk(model.encoder, base_vae.encoder, replaced="conv_out.")
-        _load_trunk(model.decoder, base_vae.decoder, replaced="conv_in.")
+        load_trunk(model.encoder, base_vae.encoder, replaced=family.head(base_vae.encoder))
+        load_trunk(model.decoder, base_vae.decoder, replaced=family.stem(base_vae.decoder))
+        if warm:
+            warm_start(model, base_vae)
+        if model.config.batch_norm_eps is not None:
+            model.bn.load_state_dict(extended_norm(base_vae, model.config.detail_channels).state_dict())
         return (
             model.to(base_vae.device) if base_vae.dtype == model.dtype else model.to(base_vae.device, base_vae.dtype)
         )
@@ -183,7 +187,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
     @property
     def detail_weight(self) -> nn.Parameter:
         """Weight of the down block's convolution, where the alignment weight is measured."""
-        return self.encoder.conv_out.conv.weight
+        return self.family.head_of(self.encoder).conv.weight
 
     @property
     def raw_scaling(self) -> LatentScaling:
@@ -216,7 +220,10 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Raw latent [B, C, h, w] that the base autoencoder gives the downsampled image; no gradient."""
         self._expect_image(image)
         with torch.no_grad():
-            return self.family.encode(self.base_vae, self.base_image(image))
+            f = self.base_compression
+            return self._tiled(
+                lambda tile: self.family.encode(self.base_vae, tile), self.base_image(image), f, unit=f
+            )
 
     @apply_forward_hook
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,18 +265,18 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
             self._warn_untrained("its decoder draws noise; preview(z) shows the base image")
         base, detail = self.layout.split(z)
         shift, scale = self._detail_affine(detail)
-        raw = self.layout.join(base, detail / scale + shift)
-        if self.use_slicing and raw.shape[0] > 1:
-            image = torch.cat([self._decode(row) for row in raw.split(1)])
+        joint = self._joint(self._inner_base(base), detail / scale + shift)
+        if self.use_slicing and joint.shape[0] > 1:
+            image = torch.cat([self._tiled(self.decoder, row, self.compression) for row in joint.split(1)])
         else:
-            image = self._decode(raw)
+            image = self._tiled(self.decoder, joint, self.compression)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     @apply_forward_hook
     def preview(self, z: Tensor) -> Tensor:
         """The base channels of z decoded by the base autoencoder and enlarged: [B, 3, h f s, w f s]."""
         base, _ = self.layout.split(z)
-        small = self.family.decode(self.base_vae, base)
+        small = self._tiled(lambda tile: self.family.decode(self.base_vae, tile), base, self.base_compression)
         return F.interpolate(small, scale_factor=self.config.scale, mode="bicubic", align_corners=False)
 
     def forward(
@@ -283,12 +290,11 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
             keep: factor [B] on the detail that the decoder sees (0 drops a sample's detail); None keeps all.
             base: raw base latents, if they are at hand; None encodes them.
         """
-        if base is None:
-            base = self.base_latent(sample)
-        mean, logvar = self._detail_moments(sample)
+        base = self._inner_base(self.base_latent(sample) if base is None else base)
+        mean, logvar = _split_moments(self.encoder(sample))
         detail = mean if noise is None else mean + (0.5 * logvar).exp() * noise
         shown = detail if keep is None else detail * keep.to(detail).view(-1, 1, 1, 1)
-        image = self.decoder(self.layout.join(base.to(shown.dtype), shown))
+        image = self.decoder(self._joint(base.to(shown.dtype), shown))
         return StructuredOutput(sample=image, base=base, detail=detail, detail_mean=mean, detail_logvar=logvar)
 
     def train(self, mode: bool = True) -> "AutoencoderDA":
@@ -307,21 +313,32 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
             )
 
     def _moments(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        base = self.base_latent(image)
-        if self.use_tiling and max(image.shape[-2:]) > self.tile_sample_min_size:
-            overlap = int(self.tile_sample_min_size * self.tile_overlap_factor) // self.compression * self.compression
-            tiled = run_tiled(self.encoder, image, self.tile_sample_min_size, overlap)
-            return base, *_split_moments(tiled)
-        return base, *self._detail_moments(image)
+        tiled = self._tiled(self.encoder, image, self.compression, unit=self.compression)
+        return self.base_latent(image), *_split_moments(tiled)
 
-    def _detail_moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return _split_moments(self.encoder(image))
+    def _tiled(self, function: Callable[[Tensor], Tensor], inputs: Tensor, compression: int, unit: int = 1) -> Tensor:
+        """function(inputs), by tiles where tiling is on and the image is larger than a tile.
 
-    def _decode(self, raw: Tensor) -> Tensor:
-        tile = self.tile_sample_min_size // self.compression
-        if self.use_tiling and max(raw.shape[-2:]) > tile:
-            return run_tiled(self.decoder, raw, tile, int(tile * self.tile_overlap_factor))
-        return self.decoder(raw)
+        Args:
+            function: encoder (image to latent) or decoder (latent to image) of this compression.
+            inputs: image or latent.
+            compression: pixels a side that a latent position stands for.
+            unit: positions of `inputs` a latent position, a side: the compression for images, 1 for latents.
+        """
+        tile = self.tile_sample_min_size // compression
+        if not self.use_tiling or max(inputs.shape[-2:]) <= tile * unit:
+            return function(inputs)
+        return run_tiled(function, inputs, tile * unit, int(tile * self.tile_overlap_factor) * unit)
+
+    def _inner_base(self, base: Tensor) -> Tensor:
+        """Raw base latent -> its units inside the decoder."""
+        return LatentScaling.of(self.base_vae).normalise(base) if self.config.base_units == "scaled" else base
+
+    def _joint(self, base: Tensor, detail: Tensor) -> Tensor:
+        """What the decoder takes: both parts in its own order."""
+        if self.config.decoder_order == "detail_first":
+            return torch.cat([detail, base], dim=1)
+        return self.layout.join(base, detail)
 
     def _detail_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(shift, scale) with stored = (raw - shift) * scale, [1, D, 1, 1].
@@ -329,8 +346,9 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         The pair's formula (stored - b) * a must give (raw - mean) / std.
         """
         stored = LatentScaling.of(self)
-        a = torch.tensor(stored.scale[self.layout.base_channels :])
-        b = torch.tensor(stored.shift[self.layout.base_channels :])
+        first, step = self.layout.base_channels * stored.patch**2, stored.patch**2  # detail phases are all alike
+        a = torch.tensor(stored.scale[first::step])
+        b = torch.tensor(stored.shift[first::step])
         mean, std = torch.zeros_like(a), torch.ones_like(a)
         if self.is_calibrated:
             mean, std = torch.tensor(self.config.detail_mean), torch.tensor(self.config.detail_std)
@@ -360,22 +378,9 @@ def _split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, logvar.clamp(*LOGVAR_RANGE)
 
 
-def _inherited_scaling(base: Any, detail_channels: int) -> dict[str, Any]:
-    mean, std = base.get("latents_mean"), base.get("latents_std")
-    return {
-        "scaling_factor": base.get("scaling_factor"),
-        "shift_factor": base.get("shift_factor"),
-        "latents_mean": None if mean is None else list(mean) + [0.0] * detail_channels,
-        "latents_std": None if std is None else list(std) + [1.0] * detail_channels,
-    }
-
-
-def _load_trunk(target: nn.Module, source: nn.Module, replaced: str) -> None:
-    weights = {key: value for key, value in source.state_dict().items() if not key.startswith(replaced)}
-    missing, unexpected = target.load_state_dict(weights, strict=False)
-    strangers = [key for key in missing if not key.startswith(replaced)] + list(unexpected)
-    if strangers:
-        raise ValueError(f"The base autoencoder's weights do not fit its own class; offending keys: {strangers}.")
+def _require_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise ValueError(f"AutoencoderDA cannot use {name} {given!r}; allowed: {', '.join(allowed)}.")
 
 
 # The stored name in model_index.json: diffusers looks the class up as davae.AutoencoderDA.

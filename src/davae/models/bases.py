@@ -4,41 +4,76 @@ Where the features are tapped, where they re-enter, and how the family spells en
 family is one entry here and one test.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class BaseFamily:
-    """How one diffusers autoencoder class encodes, decodes and gives up its first and last convolution."""
+    """How one autoencoder class encodes, decodes and gives up its first and last convolution.
+
+    The convolutions are named by their path inside the encoder or decoder.
+    """
 
     class_name: str
     encode: Callable[[Any, Tensor], Tensor]
     """(base, image [B, 3, H, W] in [-1, 1]) -> raw latent, deterministic (posterior mode)."""
-    decode: Callable[[Any, Tensor], Tensor]
-    """(base, raw latent) -> image [B, 3, H, W], nominally in [-1, 1], not clamped."""
-    latent_channels: Callable[[Any], int]
-    block_out_channels: Callable[[Any], list[int]]
-    """Widths a level; 2 ** (len - 1) is the family's compression f."""
-    last_weight: Callable[[nn.Module], nn.Parameter]
-    """Weight of the decoder's last convolution, where the adversarial weight is measured."""
+    head: Callable[[Any], str] = lambda encoder: "conv_out"
+    """encoder -> its last convolution, features to latent: the detail features are tapped before it."""
+    stem: Callable[[Any], str] = lambda decoder: "conv_in"
+    """decoder -> its first convolution, latent to features: the joint latent enters in its place."""
+    tail: Callable[[Any], str] = lambda decoder: "conv_out"
+    """decoder -> its last convolution, where the adversarial weight is measured."""
+    widths: str = "block_out_channels"
+    """Config entry with the widths a level; 2 ** (its length - 1) is the family's compression f."""
     shortcuts: tuple[tuple[str, str], ...] = ()
     """(part, attribute) switches of shortcuts around the replaced convolutions."""
+    has_posterior: bool = False
+    """Whether `encode` gives a distribution (`latent_dist`) rather than a latent."""
+    can_checkpoint: bool = True
+    """Whether diffusers' gradient checkpointing computes the same function for this class."""
+    module: str = "diffusers"
+
+    def decode(self, base: Any, latent: Tensor) -> Tensor:
+        """Raw latent -> image [B, 3, H, W], nominally in [-1, 1], not clamped."""
+        return base.decode(latent).sample
+
+    def latent_channels(self, config: Any) -> int:
+        """C of an autoencoder with this config."""
+        return config.latent_channels
+
+    def block_out_channels(self, config: Any) -> list[int]:
+        """Widths a level."""
+        return list(config[self.widths])
+
+    def compression(self, config: Any) -> int:
+        """f: pixels a side that a latent position stands for."""
+        return 2 ** (len(config[self.widths]) - 1)
 
     def replace_head(self, encoder: Any, make: Callable[[int], nn.Module]) -> None:
         """Put `make(feature_channels)` in the place of the encoder's last convolution."""
-        encoder.conv_out = make(encoder.conv_out.in_channels)
+        name = self.head(encoder)
+        encoder.set_submodule(name, make(encoder.get_submodule(name).in_channels))
         self._disable_shortcut("encoder", encoder)
 
     def replace_stem(self, decoder: Any, make: Callable[[int], nn.Module]) -> None:
         """Put `make(feature_channels)` in the place of the decoder's first convolution."""
-        decoder.conv_in = make(decoder.conv_in.out_channels)
+        name = self.stem(decoder)
+        decoder.set_submodule(name, make(decoder.get_submodule(name).out_channels))
         self._disable_shortcut("decoder", decoder)
+
+    def head_of(self, encoder: nn.Module) -> Any:
+        """What stands in the place of the encoder's last convolution."""
+        return encoder.get_submodule(self.head(encoder))
+
+    def last_weight(self, decoder: nn.Module) -> nn.Parameter:
+        """Weight of the decoder's last convolution."""
+        return decoder.get_submodule(self.tail(decoder)).weight
 
     def _disable_shortcut(self, part: str, module: nn.Module) -> None:
         for owner, attribute in self.shortcuts:
@@ -46,37 +81,69 @@ class BaseFamily:
                 setattr(module, attribute, False)
 
 
-def _dc_last_weight(decoder: Any) -> nn.Parameter:
+def _mode(base: Any, image: Tensor) -> Tensor:
+    return base.encode(image).latent_dist.mode()
+
+
+def _latents(base: Any, image: Tensor) -> Tensor:
+    return base.encode(image).latents
+
+
+def _last_layer(part: Any) -> str:
+    return f"layers.{len(part.layers) - 1}"
+
+
+def _first_layer(part: Any) -> str:
+    return "layers.0"
+
+
+def _dc_tail(decoder: Any) -> str:
     # With a pixel-shuffle stem the last layer is an up block around its convolution.
-    return decoder.conv_out.weight if isinstance(decoder.conv_out, nn.Conv2d) else decoder.conv_out.conv.weight
+    return "conv_out" if isinstance(decoder.conv_out, nn.Conv2d) else "conv_out.conv"
 
 
 FAMILIES = {
     family.class_name: family
     for family in (
+        # SD, SDXL, SD3, FLUX.1, VA-VAE
+        BaseFamily("AutoencoderKL", encode=_mode, has_posterior=True),
+        # FLUX.2: its statistics are those of a batch norm over packed latents, see `scaling`
+        BaseFamily("AutoencoderKLFlux2", encode=_mode, has_posterior=True),
+        # DC-AE, of SANA
         BaseFamily(
-            class_name="AutoencoderKL",
-            encode=lambda base, image: base.encode(image).latent_dist.mode(),
-            decode=lambda base, latent: base.decode(latent).sample,
-            latent_channels=lambda config: config.latent_channels,
-            block_out_channels=lambda config: list(config.block_out_channels),
-            last_weight=lambda decoder: decoder.conv_out.weight,
-        ),
-        BaseFamily(
-            class_name="AutoencoderDC",
+            "AutoencoderDC",
             encode=lambda base, image: base.encode(image).latent,
-            decode=lambda base, latent: base.decode(latent).sample,
-            latent_channels=lambda config: config.latent_channels,
-            block_out_channels=lambda config: list(config.encoder_block_out_channels),
-            last_weight=_dc_last_weight,
+            tail=_dc_tail,
+            widths="encoder_block_out_channels",
             shortcuts=(("encoder", "out_shortcut"), ("decoder", "in_shortcut")),
+        ),
+        # TAESD, TAESD3, TAEF1. Checkpointing in diffusers 0.42 leaves out the encoder's change of range.
+        BaseFamily(
+            "AutoencoderTiny",
+            encode=_latents,
+            head=_last_layer,
+            stem=_first_layer,
+            tail=_last_layer,
+            widths="encoder_block_out_channels",
+            can_checkpoint=False,
+        ),
+        # TAEF2, the tiny autoencoder of FLUX.2
+        BaseFamily(
+            "AutoencoderTAEF2",
+            encode=_latents,
+            head=_last_layer,
+            stem=_first_layer,
+            tail=_last_layer,
+            widths="encoder_block_out_channels",
+            can_checkpoint=False,
+            module="davae",
         ),
     )
 }
 
 
 def family_of(class_name: str) -> BaseFamily:
-    """The family of a diffusers class name; an unknown one is an error that lists the known ones."""
+    """The family of a class name; an unknown one is an error that lists the known ones."""
     if class_name not in FAMILIES:
         raise ValueError(
             f"Cannot use {class_name} as a base autoencoder; known families: {', '.join(sorted(FAMILIES))}. "
@@ -87,5 +154,5 @@ def family_of(class_name: str) -> BaseFamily:
 
 def build_base(class_name: str, config: dict[str, Any]) -> ModelMixin:
     """An untrained base autoencoder from its class name and config."""
-    family_of(class_name)
-    return getattr(diffusers, class_name).from_config(config)
+    family = family_of(class_name)
+    return getattr(importlib.import_module(family.module), class_name).from_config(config)

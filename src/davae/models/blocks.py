@@ -27,6 +27,7 @@ class DetailDownBlock(nn.Module):
         out_channels: 2 D: means first, log-variances after.
         factor: the scale s.
         mode: "unshuffle" (conv, then unshuffle) or "strided" (one strided conv).
+        learned_shortcut: use the 1x1 conv even where the widths divide.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class DetailDownBlock(nn.Module):
         out_channels: int,
         factor: int = 2,
         mode: Literal["unshuffle", "strided"] = "unshuffle",
+        learned_shortcut: bool = False,
     ) -> None:
         super().__init__()
         area = factor**2
@@ -47,7 +49,8 @@ class DetailDownBlock(nn.Module):
         stride, width = (1, out_channels // area) if mode == "unshuffle" else (factor, out_channels)
         self.conv = nn.Conv2d(in_channels, width, kernel_size=3, stride=stride, padding=1)
         self.group_size, remainder = divmod(area * in_channels, out_channels)
-        self.shortcut_proj = _zero_projection(area * in_channels, out_channels) if remainder else None
+        learned = learned_shortcut or remainder
+        self.shortcut_proj = _zero_projection(area * in_channels, out_channels) if learned else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H / factor, W / factor]."""

@@ -23,7 +23,7 @@ def compression_of(autoencoder: Any) -> int:
     """Pixels of an image that a latent position stands for, a side."""
     if isinstance(autoencoder, AutoencoderDA):
         return autoencoder.compression
-    return 2 ** (len(family_of(type(autoencoder).__name__).block_out_channels(autoencoder.config)) - 1)
+    return family_of(type(autoencoder).__name__).compression(autoencoder.config)
 
 
 def raw_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Owner of latent scaling: how an autoencoder's stored latent becomes what its transformer sees.
 
-Two conventions of diffusers are read here and nowhere else: per-channel `latents_mean` / `latents_std`
-(VA-VAE, LightningDiT) and the scalars `scaling_factor` / `shift_factor` (SD, SD3, FLUX, DC-AE).
+Three conventions of diffusers are read here and nowhere else: per-channel `latents_mean` / `latents_std`
+(VA-VAE, LightningDiT), the scalars `scaling_factor` / `shift_factor` (SD, SD3, FLUX, DC-AE), and FLUX.2's batch
+norm over latents packed 2x2, which has its own statistics for each of the four positions.
 """
 
 from collections.abc import Sequence
@@ -9,25 +10,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class LatentScaling:
-    """normalised = (latent - shift) * scale, per channel.
+    """normalised = (latent - shift) * scale.
 
     Args:
-        shift: [K].
-        scale: [K], positive.
+        shift: [K patch^2]: of a channel, or of each phase of a channel (index k * patch^2 + patch * dy + dx).
+        scale: [K patch^2], positive.
+        patch: side of the patches whose positions have statistics of their own; 1 where only channels do.
     """
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+    patch: int = 1
 
     @classmethod
     def of(cls, autoencoder: Any) -> "LatentScaling":
-        """The convention that an autoencoder's config declares, for the latent that `encode` emits."""
+        """The convention that an autoencoder declares, for the latent that `encode` emits."""
         config = autoencoder.config
+        if config.get("batch_norm_eps") is not None:
+            norm = autoencoder.bn
+            scale = (norm.running_var.double() + config.batch_norm_eps).rsqrt()
+            return cls(tuple(norm.running_mean.tolist()), tuple(scale.tolist()), patch=2)
         channels = config.latent_channels
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
@@ -41,25 +49,41 @@ class LatentScaling:
         shift = config.get("shift_factor") or 0.0  # None in SD, DC-AE and PixArt bases
         return cls((float(shift),) * channels, (float(factor),) * channels)
 
+    @property
+    def channels(self) -> int:
+        """K."""
+        return len(self.shift) // self.patch**2
+
     def extend(self, shift: Sequence[float], scale: Sequence[float]) -> "LatentScaling":
-        """This scaling with further channels appended."""
-        return LatentScaling(self.shift + tuple(shift), self.scale + tuple(scale))
+        """This scaling with further channels appended, one value a channel."""
+        phases = range(self.patch**2)
+        return LatentScaling(
+            self.shift + tuple(value for value in shift for _ in phases),
+            self.scale + tuple(value for value in scale for _ in phases),
+            self.patch,
+        )
 
     def normalise(self, latent: Tensor) -> Tensor:
         """Stored latent [B, K, h, w] -> the transformer's latent."""
         shift, scale = self._columns(latent)
-        return (latent - shift) * scale
+        return self._unpack((self._pack(latent) - shift) * scale)
 
     def denormalise(self, latent: Tensor) -> Tensor:
         """The transformer's latent [B, K, h, w] -> stored latent."""
         shift, scale = self._columns(latent)
-        return latent / scale + shift
+        return self._unpack(self._pack(latent) / scale + shift)
+
+    def _pack(self, latent: Tensor) -> Tensor:
+        return latent if self.patch == 1 else F.pixel_unshuffle(latent, self.patch)
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return packed if self.patch == 1 else F.pixel_shuffle(packed, self.patch)
 
     def _columns(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        if latent.shape[1] != len(self.shift):
+        if latent.shape[1] != self.channels or any(side % self.patch for side in latent.shape[-2:]):
             raise ValueError(
-                f"Latent scaling knows {len(self.shift)} channels; got a latent of shape {tuple(latent.shape)}. "
-                f"Check that the latent comes from this autoencoder."
+                f"Latent scaling knows {self.channels} channels and sides that are multiples of {self.patch}; got a "
+                f"latent of shape {tuple(latent.shape)}. Check that the latent comes from this autoencoder."
             )
         column = (1, -1, 1, 1)
         return torch.tensor(self.shift).view(column).to(latent), torch.tensor(self.scale).view(column).to(latent)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from davae.data.latents import is_complete
+from davae.recipe import Recipe
 from davae.stages import cache, evaluate, finetune, pretrain, report, sample, tokenizer
 from davae.stages.run import Run
 from davae.train.checkpoint import differences
@@ -27,7 +28,7 @@ class Stage:
     verb: str
     """The command that runs it."""
     section: str
-    """The recipe section it needs."""
+    """The recipe section it needs; a dot leads into a section."""
     inputs: Callable[[Run], Mapping[str, Any]]
     """What its result depends on, as JSON values; the stage is skipped while these stand."""
     work: Callable[[Run], None]
@@ -52,7 +53,7 @@ STAGES = (
     Stage(
         "pretrain-latents",
         "pretrain",
-        "pretrain",
+        "pretrain.transformer",
         pretrain.latents_inputs,
         pretrain.encode_latents,
         lambda run: run.folder / "pretrain" / "latents",
@@ -61,7 +62,7 @@ STAGES = (
     Stage(
         "pretrain-transformer",
         "pretrain",
-        "pretrain",
+        "pretrain.transformer",
         pretrain.transformer_inputs,
         pretrain.train_transformer,
         lambda run: run.folder / "pretrain" / "pipeline",
@@ -103,7 +104,7 @@ def planned(run: Run, verb: str | None = None) -> list[Stage]:
     Raises:
         ValueError: the recipe lacks the section that the verb needs.
     """
-    stages = [stage for stage in STAGES if getattr(run.recipe, stage.section) is not None]
+    stages = [stage for stage in STAGES if _has(run.recipe, stage.section)]
     if verb is None:
         return stages
     chosen = [stage for stage in stages if stage.verb == verb]
@@ -111,6 +112,13 @@ def planned(run: Run, verb: str | None = None) -> list[Stage]:
         section = next(stage.section for stage in STAGES if stage.verb == verb)
         raise ValueError(f"'{verb}' needs the section {section}, which recipe {run.recipe.name} lacks.")
     return chosen
+
+
+def _has(recipe: Recipe, section: str) -> bool:
+    value: Any = recipe
+    for part in section.split("."):
+        value = None if value is None else getattr(value, part)
+    return value is not None
 
 
 def is_done(run: Run, stage: Stage) -> bool:

@@ -1,4 +1,4 @@
-"""`davae pretrain`: a base pair from scratch, an autoencoder and then a LightningDiT on its latents."""
+"""`davae pretrain`: a base pair from scratch, an autoencoder, then (or not) a LightningDiT on its latents."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from davae.core.flow import sigma_shift
 from davae.core.moments import ChannelMoments
 from davae.data.latents import LatentCache
+from davae.data.source import ImageSource
 from davae.data.splits import first
-from davae.models.faces import compression_of, layout_of, weights_hash
+from davae.models.faces import compression_of, layout_of, raw_moments, weights_hash
 from davae.models.lightningdit import LightningDiT
-from davae.recipe import PretrainConfig
+from davae.recipe import BaseTransformerConfig, PretrainConfig
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.encode import DTYPES, encode_source, to_unit
 from davae.stages.record import write_provenance
@@ -20,7 +21,9 @@ from davae.stages.run import Run, nameless, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
 from davae.train.diffusion import DiffusionTask, LatentSet
 from davae.train.feed import ImageSet
-from davae.train.tokenizer import PlainSubject, TokenizerTask
+from davae.train.subjects import PlainSubject
+from davae.train.tokenizer import TokenizerTask
+from davae.train.vision import VisionAlignment
 
 STATISTICS_IMAGES = 4096
 
@@ -28,6 +31,12 @@ STATISTICS_IMAGES = 4096
 def _section(run: Run) -> PretrainConfig:
     assert run.recipe.pretrain is not None
     return run.recipe.pretrain
+
+
+def _transformer(run: Run) -> BaseTransformerConfig:
+    config = _section(run).transformer
+    assert config is not None
+    return config
 
 
 def autoencoder_inputs(run: Run) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def autoencoder_inputs(run: Run) -> dict[str, Any]:
 
 def train_autoencoder(run: Run) -> None:
     """Train the base autoencoder, measure its latent scale, save it."""
-    section, device = _section(run), run.accelerator.device
+    section = _section(run)
     config = section.autoencoder
     torch.manual_seed(run.recipe.seed)
     autoencoder = getattr(diffusers, config.model)(**config.model_config)
@@ -55,27 +64,50 @@ def train_autoencoder(run: Run) -> None:
         )
     source = run.sources[0]
     task = TokenizerTask(
-        PlainSubject(autoencoder, config, run.recipe.seed),
+        PlainSubject(autoencoder, config, run.recipe.seed, _vision(run, autoencoder)),
         config,
         perceptual=load_perceptual(config.perceptual, run.accelerator.device),
-        reduce_gradient=run.reduce_gradient,
+        reduce=run.reduce,
     )
-    training_set = ImageSet(source, section.image_size, run.recipe.seed)
+    training_set = ImageSet(source, section.image_size, run.recipe.seed, flip=config.flip, crop_from=config.crop_from)
     averages = fit(run, "pretrain-autoencoder", task, training_set, config, autoencoder_inputs(run))
     with applied(averages["autoencoder"]), torch.no_grad():
         autoencoder.eval()
-        squares = ChannelMoments(1)
-        sample = first(source, STATISTICS_IMAGES)
-        for start in range(0, len(sample), 64):
-            images = sample.images(range(start, min(start + 64, len(sample))), section.image_size)
-            encoded = autoencoder.encode(to_unit(images).to(device))
-            latent = encoded.latent if config.model == "AutoencoderDC" else encoded.latent_dist.mode()
-            squares.update(latent.square().mean(dim=1, keepdim=True))
-        autoencoder.register_to_config(scaling_factor=float(squares.mean[0].rsqrt()))
+        statistics = _latent_statistics(autoencoder, first(source, STATISTICS_IMAGES), section.image_size)
+        autoencoder.register_to_config(**statistics)
         if run.accelerator.is_main_process:
-            autoencoder.save_pretrained(run.folder / "pretrain" / ".vae")
-            replace_folder(run.folder / "pretrain" / ".vae", run.folder / "pretrain" / "vae")
+            temporary = run.folder / "pretrain" / ".vae"
+            autoencoder.save_pretrained(temporary)
+            stats = run.folder / "stats.jsonl"
+            write_provenance(temporary, run.recipe.as_dict(), stats, ("pretrain-autoencoder",))
+            replace_folder(temporary, run.folder / "pretrain" / "vae")
     run.accelerator.wait_for_everyone()
+
+
+def _vision(run: Run, autoencoder: Any) -> VisionAlignment | None:
+    section = _section(run)
+    if section.autoencoder.vision is None:
+        return None
+    grid = section.image_size // compression_of(autoencoder)
+    channels = layout_of(autoencoder).channels
+    return VisionAlignment.load(section.autoencoder.vision, channels, grid, run.accelerator.device)
+
+
+def _latent_statistics(autoencoder: Any, sample: ImageSource, size: int) -> dict[str, Any]:
+    """Config entries that give the transformer latents of about unit size.
+
+    AutoencoderKL has a mean and a deviation for each channel, as LightningDiT's training has (its channels are
+    not centred); AutoencoderDC has one factor, taken from the root mean square.
+    """
+    moments = ChannelMoments(layout_of(autoencoder).channels)
+    for start in range(0, len(sample), 64):
+        images = sample.images(range(start, min(start + 64, len(sample))), size)
+        moments.update(raw_moments(autoencoder, to_unit(images).to(autoencoder.device))[0])
+    if "latents_std" not in autoencoder.config:
+        return {"scaling_factor": float((moments.mean.square() + moments.var).mean().rsqrt())}
+    mean, std = moments.mean.tolist(), moments.var.sqrt().tolist()
+    # A factor of 1: diffusers multiplies with it beside the deviations.
+    return {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
 
 
 def latents_inputs(run: Run) -> dict[str, Any]:
@@ -101,13 +133,13 @@ def encode_latents(run: Run) -> None:
 
 def transformer_inputs(run: Run) -> dict[str, Any]:
     """What the base transformer depends on."""
-    return {"transformer": settings(_section(run).transformer), "latents": latents_inputs(run)}
+    return {"transformer": settings(_transformer(run)), "latents": latents_inputs(run)}
 
 
 def train_transformer(run: Run) -> None:
     """Train the LightningDiT and save the pair as a pipeline."""
     section = _section(run)
-    config = section.transformer
+    config = _transformer(run)
     autoencoder = _load_autoencoder(run)
     cache = LatentCache(run.folder / "pretrain" / "latents")
     cache.require(autoencoder=weights_hash(autoencoder), size=section.image_size)

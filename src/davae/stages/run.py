@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from davae.data.source import ImageSource
 from davae.data.splits import open_train_test
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.loading import load_autoencoder
 from davae.recipe import Recipe, dump_recipe
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.record import Record
@@ -78,6 +79,8 @@ class Run:
         data = self.recipe.data
         pretrain = self.recipe.pretrain
         side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
+        if self.recipe.tokenizer is not None:
+            side = max(side, self.recipe.tokenizer.crop_from or 0)
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
         skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
         self.skipped = skipped
@@ -98,6 +101,16 @@ class Run:
         if self.recipe.pretrain is not None:
             return self.folder / "pretrain" / "pipeline"
         return embedded_pair() if self.recipe.pair == EMBEDDED else Path(self.recipe.pair)
+
+    @property
+    def base_path(self) -> Path:
+        """Folder of the pair's autoencoder; the pair may also be nothing but an autoencoder."""
+        inside = self.pair_path / "vae"
+        return inside if inside.is_dir() else self.pair_path
+
+    def base_autoencoder(self) -> Any:
+        """The pretrained autoencoder that this run upgrades, fp32."""
+        return load_autoencoder(self.base_path).float()
 
     def check_pair(self, scale: int, num_classes: int) -> None:
         """Refuse, before anything is trained, what the pair's transformer has no positions or classes for.
@@ -140,9 +153,9 @@ class Run:
         autoencoder = nameless(AutoencoderDA.from_pretrained(self.path_of("tokenizer")))
         return autoencoder.to(self.accelerator.device).eval()
 
-    def reduce_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Mean of a gradient over the processes."""
-        return gradient if self.accelerator.num_processes == 1 else self.accelerator.reduce(gradient, "mean")
+    def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Mean of a tensor over the processes."""
+        return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "mean")
 
     def journal(self, stage: str) -> Journal:
         """Curves of one stage."""

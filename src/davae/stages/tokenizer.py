@@ -12,7 +12,8 @@ from davae.stages.encode import to_unit
 from davae.stages.run import Run, folder_hash, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
 from davae.train.feed import ImageSet
-from davae.train.tokenizer import StructuredSubject, TokenizerTask
+from davae.train.subjects import StructuredSubject
+from davae.train.tokenizer import TokenizerTask
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def inputs(run: Run) -> dict[str, Any]:
         "tokenizer": settings(run.recipe.tokenizer),
         "image_size": run.recipe.image_size,
         "data": run.sources[0].fingerprint,
-        "pair": folder_hash(run.pair_path / "vae"),
+        "pair": folder_hash(run.base_path),
         "seed": run.recipe.seed,
     }
 
@@ -33,15 +34,22 @@ def work(run: Run) -> None:
     run.check_pair(config.scale, len(run.sources[0].class_names))
     torch.manual_seed(run.recipe.seed)
     autoencoder = AutoencoderDA.from_base(
-        run.pair.vae, config.scale, config.detail_channels, clamp_base_image=config.clamp_base_image
+        run.base_autoencoder(),
+        config.scale,
+        config.detail_channels,
+        clamp_base_image=config.clamp_base_image,
+        base_units=config.base_units,
+        warm=config.warm_start,
     )
     task = TokenizerTask(
         StructuredSubject(autoencoder, config, run.recipe.seed),
         config,
         perceptual=load_perceptual(config.perceptual, run.accelerator.device),
-        reduce_gradient=run.reduce_gradient,
+        reduce=run.reduce,
     )
-    training_set = ImageSet(run.sources[0], run.recipe.image_size, run.recipe.seed)
+    training_set = ImageSet(
+        run.sources[0], run.recipe.image_size, run.recipe.seed, flip=config.flip, crop_from=config.crop_from
+    )
     averages = fit(run, "tokenizer", task, training_set, config, inputs(run))
     with applied(averages["autoencoder"]):
         autoencoder.eval()

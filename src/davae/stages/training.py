@@ -1,6 +1,6 @@
 """What every training stage does around the loop: feed, store, journal, and the averaged weights at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from davae.stages.run import Run
 from davae.train.ema import ExponentialAverage
 from davae.train.feed import Share, feed
 from davae.train.loop import LoopConfig, Task, train
-from davae.train.tokenizer import PerceptualConfig
+from davae.train.objective import PerceptualConfig
 
 
 def fit(
@@ -37,6 +37,12 @@ def applied(average: ExponentialAverage | None) -> AbstractContextManager[None]:
     return nullcontext() if average is None else average.applied()
 
 
-def load_perceptual(config: PerceptualConfig | None, device: torch.device) -> LPIPS | None:
-    """The distance network of a recipe, if it asks for one."""
-    return None if config is None else LPIPS.from_files(Path(config.vgg), Path(config.linear)).to(device)
+def load_perceptual(
+    config: PerceptualConfig | None, device: torch.device, say: Callable[[str], None] | None = None
+) -> LPIPS | None:
+    """The distance network of a recipe, if it asks for one; public weights are fetched once, `say` hears of it."""
+    if config is None:
+        return None
+    vgg = None if config.vgg is None else Path(config.vgg)
+    linear = None if config.linear is None else Path(config.linear)
+    return LPIPS.from_pretrained(vgg, linear, allow_download=True, say=say).to(device)

@@ -111,6 +111,7 @@ class DiffusionTask:
         self.layout, self.config, self.seed = layout, config, seed
         self._velocity = backbone.velocity
         self._null_class = transformer.null_class
+        self.state: dict[str, Tensor] = {}
         self.learners = {"transformer": Learner(transformer, config.optim, config.ema_decay, config.ema_ramp)}
 
     def is_active(self, learner: str, step: int) -> bool:

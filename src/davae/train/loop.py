@@ -80,6 +80,9 @@ class Learner:
     ema_ramp: bool = False
 
 
+_TASK = "task"
+"""Group of a checkpoint that holds the task's own state."""
+
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The scalar to descend, and detached scalars for the journal."""
 
@@ -88,6 +91,8 @@ class Task(Protocol):
     """What is trained. Learners are served in their order, on the same micro-batch, before any of them steps."""
 
     learners: dict[str, Learner]
+    state: dict[str, Tensor]
+    """Tensors that outlive a step (running means, held weights); the checkpoint keeps them."""
 
     def is_active(self, learner: str, step: int) -> bool:
         """Whether a learner takes part in a step."""
@@ -139,7 +144,7 @@ def train(
     """
     journal, observer = journal or Journal(None, ""), observer or Silent()
     moving = {name: _prepare(learner, accelerator) for name, learner in task.learners.items()}
-    start = _resume(moving, store)
+    start = _resume(task, moving, store, accelerator.device)
     if accelerator.is_main_process:
         journal.rewind(start)
     observer.begin(journal.stage, config.steps, start)
@@ -163,7 +168,7 @@ def train(
                     hook(done)
             stop = interrupt.requested_anywhere(accelerator)
             if store is not None and (done % config.checkpoint_every == 0 or done == config.steps or stop):
-                _save(store, done, moving, accelerator)
+                _save(store, done, task, moving, accelerator)
             if stop:
                 observer.end()
                 raise Interrupted(interrupt.signal_number, done)
@@ -262,8 +267,8 @@ class _Window:
         return row
 
 
-def _state(moving: dict[str, _Moving]) -> dict[str, dict[str, Tensor]]:
-    groups: dict[str, dict[str, Tensor]] = {}
+def _state(task: Task, moving: dict[str, _Moving]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {_TASK: task.state} if task.state else {}
     for name, one in moving.items():
         groups[name] = _network_state(one.learner.network)
         if one.average is not None:
@@ -284,18 +289,21 @@ def _network_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: saved[name] for name in saved if name in trained or name in buffers}
 
 
-def _save(store: CheckpointStore, step: int, moving: dict[str, _Moving], accelerator: Accelerator) -> None:
+def _save(
+    store: CheckpointStore, step: int, task: Task, moving: dict[str, _Moving], accelerator: Accelerator
+) -> None:
     if accelerator.is_main_process:
-        store.save(step, _state(moving))
+        store.save(step, _state(task, moving))
     accelerator.wait_for_everyone()
 
 
-def _resume(moving: dict[str, _Moving], store: CheckpointStore | None) -> int:
+def _resume(task: Task, moving: dict[str, _Moving], store: CheckpointStore | None, device: torch.device) -> int:
     checkpoint = store.latest() if store is not None else None
     if checkpoint is None:
         return 0
     for name, one in moving.items():
         _load(one, name, checkpoint)
+    task.state.update({key: value.to(device) for key, value in checkpoint.groups.get(_TASK, {}).items()})
     return checkpoint.step
 
 

@@ -1,0 +1,85 @@
+"""A start for the two new blocks from the base's own head and stem, instead of from random weights.
+
+Ours, not the method's. The base autoencoder run at full resolution has s^2 latent positions where the structured
+latent has one. The down block is set to write as many channels of that latent as D holds, each as its s^2 phases; the
+up block is set to read every channel from there, or from the base latent where there was no room. With D = s^2 C the
+start is the base autoencoder at full resolution itself.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from davae.models.blocks import DetailDownBlock, DetailUpBlock
+
+QUIET_LOGVAR = -6.0
+"""Log-variance at the start: a posterior that adds little noise (standard deviation 0.05)."""
+
+
+@torch.no_grad()
+def warm_start(model: Any, base_vae: Any) -> None:
+    """Set the weights of an `AutoencoderDA`'s two new blocks in place.
+
+    Raises:
+        ValueError: the model's decoder takes its latent in another order or other units than the base, or the base
+            has convolutions between its latent and its head or stem.
+    """
+    if model.config.decoder_order != "base_first" or model.config.base_units != "raw":
+        raise ValueError(
+            f"A warm start needs a decoder that takes the raw base first; got decoder_order "
+            f"{model.config.decoder_order!r} and base_units {model.config.base_units!r}. Use the defaults."
+        )
+    family = model.family
+    quant = any(base_vae.config.get(name) for name in ("use_quant_conv", "use_post_quant_conv"))
+    if quant or family.shortcuts:
+        raise ValueError(
+            f"A warm start needs a base whose head and stem are one convolution each; this {family.class_name} has "
+            f"{'quant convs' if quant else 'shortcuts'} beside them. Start without."
+        )
+    _set_blocks(
+        family.head_of(model.encoder),
+        model.decoder.get_submodule(family.stem(model.decoder)),
+        family.head_of(base_vae.encoder),
+        base_vae.decoder.get_submodule(family.stem(base_vae.decoder)),
+        model.layout.base_channels,
+    )
+
+
+def _set_blocks(
+    down: DetailDownBlock, up: DetailUpBlock, head: nn.Conv2d, stem: nn.Conv2d, base_channels: int
+) -> None:
+    area = down.factor**2
+    rows = down.conv.out_channels // 2  # channels whose phases are means; the other half makes log-variances
+    written = [row * base_channels // rows for row in range(rows)] if rows < base_channels else range(base_channels)
+    for weight in (down.conv.weight, down.conv.bias):
+        weight.zero_()
+    for row, channel in enumerate(written):
+        down.conv.weight[row] = head.weight[channel]
+        down.conv.bias[row] = head.bias[channel]
+    down.conv.bias[rows:] = QUIET_LOGVAR
+
+    place = {channel: base_channels + area * row for row, channel in enumerate(written)}
+    up.conv.weight.copy_(_read_phases(stem.weight, place, up))
+    up.conv.bias.copy_(stem.bias.repeat_interleave(area))
+
+
+def _read_phases(stem: Tensor, place: dict[int, int], up: DetailUpBlock) -> Tensor:
+    """The stem [F, C, 3, 3] on the full grid as a convolution [F s^2, C + D, 3, 3] on the latent's grid.
+
+    Args:
+        stem: weight of the base decoder's first convolution.
+        place: channel -> where its phases begin in the joint latent; one that is not there is read from the base.
+        up: the block the weight is for; its parameter-free shortcut is taken off.
+    """
+    factor, area = up.factor, up.factor**2
+    weight = torch.zeros_like(up.conv.weight)
+    for dy, dx, ky, kx in torch.cartesian_prod(*[torch.arange(n) for n in (factor, factor, 3, 3)]).tolist():
+        (oy, py), (ox, px) = divmod(dy + ky - 1, factor), divmod(dx + kx - 1, factor)
+        for channel in range(stem.shape[1]):
+            source = place[channel] + factor * py + px if channel in place else channel
+            weight[factor * dy + dx :: area, source, oy + 1, ox + 1] += stem[:, channel, ky, kx]
+    if up.shortcut_proj is None:
+        outputs = torch.arange(weight.shape[0])
+        weight[outputs, outputs // up.repeats, 1, 1] -= 1
+    return weight

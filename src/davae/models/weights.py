@@ -1,0 +1,184 @@
+"""Public weight files: where they come from, where they are kept, and that they are the right ones.
+
+A file is looked for in davae's cache folder, then in torch.hub's; it is downloaded only where the caller allows
+that, under another name until its checksum is verified. Nothing that was there before is replaced or deleted.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Final
+from urllib.request import Request, urlopen
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from torch import Tensor
+
+_BLOCK: Final = 1 << 20
+_TIMEOUT: Final = 60  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """A file that anybody can fetch.
+
+    Args:
+        title: what to call it in messages.
+        name: its name in a cache folder.
+        url: http(s) or file address.
+        sha256: hex digest of the whole file.
+        size: bytes.
+    """
+
+    title: str
+    name: str
+    url: str
+    sha256: str
+    size: int
+
+
+VGG16: Final = PublicFile(
+    title="VGG16 of the PyTorch model zoo",
+    name="vgg16-397923af.pth",
+    url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    size=553_433_881,
+)
+LPIPS_LINEAR: Final = PublicFile(
+    title="linear layers of LPIPS v0.1 for VGG16",
+    name="lpips-v0.1-vgg.pth",  # its own name, vgg.pth, says too little in a folder of many
+    url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+    sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    size=7_289,
+)
+PUBLIC_FILES: Final = (VGG16, LPIPS_LINEAR)
+
+
+def cache_folder() -> Path:
+    """`$DAVAE_CACHE`, else `$XDG_CACHE_HOME/davae`, else `~/.cache/davae`; need not exist."""
+    if own := os.environ.get("DAVAE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "davae"
+
+
+def load_weights(
+    wanted: Mapping[PublicFile, Path | None], allow_download: bool = False, say: Callable[[str], None] | None = None
+) -> list[dict[str, Tensor]]:
+    """The tensors of public files, or of somebody's own conversions of them, in the order of `wanted`.
+
+    Args:
+        wanted: where each file is. None looks for it in the caches. A `.pth` has to be the public file, by its
+            checksum; a `.safetensors` is taken as it is, and the model has to account for its keys and shapes.
+        allow_download: whether files that no cache has may be fetched from their addresses.
+        say: is told of a download before it starts.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says what to fetch, and where to put it.
+        ValueError: a file, or what was downloaded, is something else.
+        ConnectionError: a download failed.
+    """
+    paths = {file: find(file) if path is None else path for file, path in wanted.items()}
+    absent = [file for file, path in paths.items() if path is None]
+    if absent and not allow_download:
+        places = " or ".join(str(folder) for folder in _folders())
+        titles = " and ".join(f"{file.title} ({file.name})" for file in absent)
+        raise FileNotFoundError(f"Cannot load {titles}: not in {places}. {_by_hand(absent)}")
+    for number, file in enumerate(absent):
+        try:
+            paths[file] = fetch(file, say)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error} {_by_hand(absent[number:])}") from error
+    return [_read(file, path) for file, path in paths.items() if path is not None]
+
+
+def find(file: PublicFile) -> Path | None:
+    """Where a cache has a file of this name; davae's cache first, then torch.hub's."""
+    return next((folder / file.name for folder in _folders() if (folder / file.name).is_file()), None)
+
+
+def fetch(file: PublicFile, say: Callable[[str], None] | None = None) -> Path:
+    """Download a file into davae's cache, unless it is there by then; its path.
+
+    Raises:
+        ValueError: another file came. It is not kept.
+        ConnectionError: nothing came, or not all of it.
+    """
+    target = cache_folder() / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # of several processes one fetches, the others find it done
+        if not target.is_file():
+            _download(file, target, say)
+    return target
+
+
+def verify(file: PublicFile, path: Path) -> None:
+    """Refuse a file that is not the public one.
+
+    Raises:
+        ValueError: with both checksums; the file stays where it is.
+    """
+    with path.open("rb") as stream:
+        got = hashlib.file_digest(stream, "sha256").hexdigest()
+    if got != file.sha256:
+        other = next((f" It is the file of the {known.title}." for known in PUBLIC_FILES if known.sha256 == got), "")
+        raise ValueError(
+            f"{path} is not the file of the {file.title}: {_difference(file, got, path.stat().st_size)}.{other} "
+            f"Give the right one, or move this one away and fetch {file.url}."
+        )
+
+
+def _read(file: PublicFile, path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Cannot load {file.title}: no file at {path}. Correct the path, or give none to take the public file "
+            f"({file.url})."
+        )
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix != ".pth":
+        raise ValueError(
+            f"Cannot load {file.title} from {path}: got '{path.suffix}', allowed are .pth (the public file) and "
+            f".safetensors (your own conversion of it). Rename or convert it."
+        )
+    verify(file, path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _download(file: PublicFile, target: Path, say: Callable[[str], None] | None) -> None:
+    if say is not None:
+        say(f"fetching {file.title}, {file.size / 1e6:,.2f} MB, from {file.url} to {target}")
+    temporary = target.with_name(f".{target.name}.part")
+    digest, size = hashlib.sha256(), 0
+    try:
+        request = Request(file.url, headers={"User-Agent": "davae"})
+        with urlopen(request, timeout=_TIMEOUT) as response, temporary.open("wb") as stream:
+            while block := response.read(_BLOCK):
+                digest.update(block)
+                size += stream.write(block)
+        if digest.hexdigest() != file.sha256:
+            raise ValueError(
+                f"What came from {file.url} is not the file of the {file.title}: "
+                f"{_difference(file, digest.hexdigest(), size)}. Try again; it was not kept."
+            )
+        temporary.replace(target)
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(f"Cannot fetch {file.url} to {target}: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _folders() -> tuple[Path, Path]:
+    return cache_folder(), Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _difference(file: PublicFile, sha256: str, size: int) -> str:
+    return f"got sha256 {sha256} ({size:,} bytes), expected {file.sha256} ({file.size:,} bytes)"
+
+
+def _by_hand(files: Iterable[PublicFile]) -> str:
+    commands = "; ".join(f"curl --create-dirs -Lo {cache_folder() / file.name} {file.url}" for file in files)
+    return f"Fetch by hand, once, on a machine with a network: {commands}"
