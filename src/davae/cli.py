@@ -4,14 +4,15 @@ import argparse
 import difflib
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from davae import __version__
 
 if TYPE_CHECKING:
     from davae.recipe import Recipe
+    from davae.terminal import ProgressBars
 
 STAGE_VERBS = {
     "pretrain": "make a base pair from scratch: an autoencoder, then a transformer on its latents",
@@ -30,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "invalid choice" in message:
             given = message.split("invalid choice: ")[1].split("'")[1]
-            close = difflib.get_close_matches(given, ["run", "demo", *STAGE_VERBS], n=1)
+            close = difflib.get_close_matches(given, ["run", "demo", *STAGE_VERBS, *TOOLS], n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             message = f"unknown command '{given}'.{hint} 'davae --help' lists the commands."
         self.exit(2, f"davae: {message}\n")
@@ -52,9 +53,55 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(whole)
     for verb, help_text in STAGE_VERBS.items():
         one = verbs.add_parser(verb, help=help_text)
-        one.add_argument("recipe", help="YAML file")
+        if verb == "evaluate":
+            one.add_argument("recipe", nargs="?", help="YAML file; or --autoencoders and --images without one")
+            _add_autoencoder_table(one)
+        else:
+            one.add_argument("recipe", help="YAML file")
         _add_common(one)
+    for verb, (help_text, add_arguments) in TOOLS.items():
+        add_arguments(verbs.add_parser(verb, help=help_text))
     return parser
+
+
+def _add_autoencoder_table(parser: argparse.ArgumentParser) -> None:
+    table = parser.add_argument_group(
+        "autoencoders side by side", "PSNR, SSIM and LPIPS of any autoencoders, no recipe"
+    )
+    table.add_argument(
+        "--autoencoders", nargs="+", metavar="PATH", help="saved autoencoders or pipelines, or hub ids"
+    )
+    table.add_argument("--images", type=Path, metavar="FOLDER", help="images, whole unless --size is given")
+    table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
+    table.add_argument("--out", type=Path, metavar="FOLDER", help="where results.json and report.html go")
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER", help="folder of a trained AutoencoderDA")
+    parser.add_argument("folder", metavar="FOLDER", help="images or tar shards not trained on, or 'solids'")
+    parser.add_argument("--size", type=int, help="side of the images, pixels (default: that of the tokenizer's run)")
+    parser.add_argument("--images", type=int, default=256, help="images at most (default: 256)")
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="tokenizers beside it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the report goes")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", type=Path, nargs="+", metavar="FILE", help="checkpoint; two for TAESD's family")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder of the diffusers model")
+    parser.add_argument("--kind", default="auto", help="layout of the checkpoint (default: found by its keys)")
+    parser.add_argument("--base", type=Path, help="the base autoencoder, where the checkpoint lacks its decoder")
+    parser.add_argument("--statistics", type=Path, help="latent mean and std: .pt, .safetensors or .json")
+    parser.add_argument("--scaling-factor", type=float, help="of the base's latents, for example 0.18215 (SD 1)")
+    parser.add_argument("--shift-factor", type=float, help="likewise, for example 0.0609 (SD 3)")
+    parser.add_argument("--norm-groups", type=int, default=32, help="of its group norms (default: 32)")
+
+
+TOOLS = {
+    "analyze": ("what a tokenizer's latent holds: sensitivity, spectra, alignment, components", _add_analyze),
+    "convert": ("bring a checkpoint of another code base in as a diffusers model", _add_convert),
+}
+"""Verbs without a recipe."""
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -97,29 +144,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(options: argparse.Namespace) -> int:
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging.disable_progress_bar()  # "Loading pipeline components" is no news
+    transformers_logging.disable_progress_bar()
+    if options.verb == "analyze":
+        _analyze(options)
+    elif options.verb == "convert":
+        _convert(options)
+    elif options.verb == "evaluate" and (options.autoencoders or options.images or not options.recipe):
+        _compare_autoencoders(options)
+    else:
+        _run(options)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Stages of a recipe."""
+    from davae.terminal import ProgressBars
+
+    recipe = _recipe(options)
+    with ProgressBars() as progress:
+        _run_stages(options, recipe, progress)
+
+
+def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "ProgressBars") -> None:
     from davae.stages.plan import execute, is_done, planned
     from davae.stages.run import Run
 
-    logging.disable_progress_bar()  # "Loading pipeline components" is no news
-    recipe = _recipe(options)
-    is_verb = options.verb in STAGE_VERBS
-    with _Progress() as progress:
-        run = Run(recipe, options.runs_dir, progress, options.overwrite)
-        stages = planned(run, options.verb if is_verb else None)
-        if options.dry_run:
-            from davae.recipe import dump_recipe
+    run = Run(recipe, options.runs_dir, progress, options.overwrite)
+    stages = planned(run, options.verb if options.verb in STAGE_VERBS else None)
+    if options.dry_run:
+        from davae.recipe import dump_recipe
 
-            sys.stdout.write(dump_recipe(recipe))  # alone on standard output: `> recipe.yaml` gives a recipe
-            waiting = False
-            for stage in stages:
-                waiting = waiting or not is_done(run, stage)
-                progress.say(f"{'would run' if waiting else 'done':>10}  {stage.name}")
-            return 0
-        execute(run, stages)
-        if run.accelerator.is_main_process and stages[-1].name == "report":
-            progress.say(f"report: {(run.folder / 'report.html').resolve()}")
-    return 0
+        sys.stdout.write(dump_recipe(recipe))  # alone on standard output: `> recipe.yaml` gives a recipe
+        waiting = False
+        for stage in stages:
+            waiting = waiting or not is_done(run, stage)
+            progress.say(f"{'would run' if waiting else 'done':>10}  {stage.name}")
+        return
+    execute(run, stages)
+    if run.accelerator.is_main_process and stages[-1].name == "report":
+        progress.say(f"report: {(run.folder / 'report.html').resolve()}")
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    from davae.stages.analyze import analyze
+    from davae.terminal import ProgressBars
+
+    with ProgressBars() as progress:
+        page = analyze(
+            options.tokenizer,
+            options.folder,
+            options.out,
+            size=options.size,
+            count=options.images,
+            compare=options.compare,
+            observer=progress,
+            seed=options.seed,
+        )
+        progress.say(f"report: {page.resolve()}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from davae.stages.convert import work
+
+    work(
+        options.sources,
+        options.to,
+        _print,
+        kind=options.kind,
+        base=options.base,
+        statistics=options.statistics,
+        scaling_factor=options.scaling_factor,
+        shift_factor=options.shift_factor,
+        norm_num_groups=options.norm_groups,
+    )
+
+
+def _compare_autoencoders(options: argparse.Namespace) -> None:
+    from davae.stages.autoencoders import evaluate_autoencoders, table_of
+    from davae.terminal import ProgressBars
+
+    if options.recipe or not (options.autoencoders and options.images):
+        raise ValueError(
+            "evaluate takes a recipe, or --autoencoders PATH ... together with --images FOLDER. "
+            "'davae evaluate --help' shows both."
+        )
+    with ProgressBars() as progress:
+        results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
+    progress.show(table_of(results))
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
@@ -135,53 +249,3 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
 def _print(message: str) -> None:
     sys.stderr.write(message + "\n")
-
-
-class _Progress:
-    """An observer that draws progress bars with rich."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=self._console,
-            refresh_per_second=2,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> "_Progress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def begin(self, stage: str, total: int, done: int = 0) -> None:
-        """See `Observer`."""
-        self._task = self._progress.add_task(stage, total=total, completed=done, values="")
-
-    def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """See `Observer`."""
-        self._progress.update(self._task, completed=done)
-        if values:
-            self._progress.update(self._task, values=_summary(values))
-
-    def end(self) -> None:
-        """See `Observer`."""
-        self._progress.refresh()
-
-    def say(self, message: str) -> None:
-        """See `Observer`."""
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-def _summary(values: Mapping[str, float]) -> str:
-    shown = ("loss_base", "loss_detail", "l1", "psnr", "align", "images_per_second")
-    return "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in shown if name in values)

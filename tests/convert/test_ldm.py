@@ -229,6 +229,12 @@ def test_a_key_that_the_config_needs_is_named(vavae: State, key: str) -> None:
         convert_ldm(vavae)
 
 
+def test_a_flattened_convolution_is_named(vavae: State) -> None:
+    vavae["encoder.conv_in.weight"] = vavae["encoder.conv_in.weight"].flatten()
+    with pytest.raises(ConversionError, match=r"encoder\.conv_in\.weight has the shape \[864\]"):
+        convert_ldm(vavae)
+
+
 def test_norm_groups_that_cannot_be_are_explained(vavae: State) -> None:
     with pytest.raises(ConversionError, match=r"24 groups do not divide the widths \[32, 32\].*norm_num_groups"):
         convert_ldm(vavae, norm_num_groups=24)

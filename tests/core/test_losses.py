@@ -27,6 +27,16 @@ def test_kl_has_the_two_conventions_of_the_reference(golden) -> None:
     assert torch.equal(extreme, tensors["out.extreme_logvar"])
 
 
+def test_kl_of_a_sample_is_the_text_to_image_branchs(golden) -> None:
+    tensors = golden("kl_diffusers")
+    mean, logvar = tensors["in.moments"].chunk(2, dim=1)
+    assert_close(mean, tensors["out.mean"], 1e-6)
+    assert_close(logvar.clamp(*LOGVAR_RANGE), tensors["out.logvar"], 1e-6)
+    each = [losses.kl_divergence_sum(mean[[row]], logvar[[row]]) for row in range(len(mean))]
+    assert_close(torch.stack(each), tensors["out.kl_per_sample"], 1e-5)
+    assert_close(losses.kl_divergence_sum(mean, logvar)[None], tensors["out.kl_batch_mean"], 1e-5)
+
+
 @pytest.mark.parametrize("case", ["l1_only_at_start", "l1_only_before_start", "with_perceptual_at_start"])
 def test_generator_step_is_the_references(golden, case: str) -> None:
     tensors = golden("gan_step_davae")
@@ -70,6 +80,15 @@ def _ratio(reference: Tensor, term: Tensor, weight: Tensor, maximum: float) -> T
     numerator = torch.autograd.grad(reference, weight, retain_graph=True)
     denominator = torch.autograd.grad(term, weight, retain_graph=True)
     return losses.gradient_ratio(numerator, denominator, maximum=maximum)
+
+
+def test_lecam_by_hand() -> None:
+    real, fake = torch.tensor([[2.0, -1.0]]), torch.tensor([[-2.0, 0.25], [1.0, 0.5]])
+    # real + 0.5 is 2.5 and -0.5; 0.75 - fake is 2.75, 0.5, -0.25 and 0.25
+    want = 2.5**2 / 2 + (2.75**2 + 0.5**2 + 0.25**2) / 4
+    assert losses.lecam(real, fake, torch.tensor(0.75), torch.tensor(-0.5)).item() == pytest.approx(want)
+    content = torch.zeros(3)  # an answer that is on its anchor or beyond is left alone
+    assert losses.lecam(content - 1, content + 1, torch.tensor(1.0), torch.tensor(-1.0)).item() == 0
 
 
 def test_gradient_ratio_is_clamped_and_finite() -> None:

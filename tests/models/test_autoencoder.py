@@ -402,3 +402,18 @@ def test_impossible_models_are_refused() -> None:
 
 def test_stored_name_never_moves() -> None:
     assert AutoencoderDA.__module__ == "davae"
+
+
+@torch.no_grad()
+def test_moments_run_each_encoder_once_and_no_decoder() -> None:
+    model, ran = calibrated(kl()), []
+    parts = {
+        "base encoder": model.base_vae.encoder,
+        "detail encoder": model.encoder,
+        "base decoder": model.base_vae.decoder,
+        "decoder": model.decoder,
+    }
+    for name, part in parts.items():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model.moments(images(2))
+    assert sorted(ran) == ["base encoder", "detail encoder"]

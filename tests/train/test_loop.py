@@ -231,6 +231,52 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: P
     assert losses[0] == losses[1]
 
 
+def remembering() -> Any:
+    """A task whose loss depends on the running mean of its losses."""
+    task = line()
+    plain = task.loss
+
+    def loss(*arguments: Any) -> tuple[Tensor, dict]:
+        total, extras = plain(*arguments)
+        mean = 0.5 * task.state.get("mean", total.new_zeros(())) + 0.5 * total.detach()
+        task.state["mean"] = mean
+        return mean * total, extras
+
+    task.loss = loss
+    return task
+
+
+def test_what_a_task_remembers_outlives_a_kill(tmp_path: Path) -> None:
+    straight, broken, resumed = remembering(), remembering(), remembering()
+    fit(straight)
+    seen: list[Tensor] = []
+
+    def watch(done: int) -> None:
+        seen.append(broken.state["mean"])
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, store=CheckpointStore(tmp_path, {}), checkpoint_every=2, hooks=[(1, watch)])
+    stored = CheckpointStore(tmp_path, {}).latest()
+    assert stored.step == 4
+    assert stored.groups["task"].keys() == {"mean"}
+    assert torch.equal(stored.groups["task"]["mean"], seen[3])
+    held = resumed.state
+    fit(resumed, store=CheckpointStore(tmp_path, {}))
+    assert resumed.state is held  # filled, not replaced: others hold on to it
+    assert torch.equal(held["mean"], straight.state["mean"])
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_a_task_that_remembers_nothing_leaves_nothing(tmp_path: Path) -> None:
+    fit(line(), store=CheckpointStore(tmp_path, {}))
+    assert CheckpointStore(tmp_path, {}).latest().groups.keys() == {"line", "line.optimizer"}
+    task = remembering()
+    fit(task, steps=9, store=CheckpointStore(tmp_path, {}))  # a checkpoint without a state is no obstacle
+    assert "mean" in task.state
+
+
 def test_a_second_ctrl_c_does_not_wait() -> None:
     def twice(done: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)

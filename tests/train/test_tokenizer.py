@@ -183,6 +183,15 @@ def test_the_judge_pulls_as_hard_as_its_weight_says() -> None:
     assert float((after - before).norm() / before.norm()) == pytest.approx(0.1, rel=0.1)
 
 
+def test_a_judge_may_have_a_fixed_weight() -> None:
+    """As in the text-to-image branch."""
+    judge = AdversarialConfig(start_step=0, width=4, weight=0.25, adaptive=False)
+    task = tokenizer(adversarial=judge, align_weight=0.0, kl_weight=0.0)
+    total, values = loss(task)
+    assert float(total.detach()) == pytest.approx(float(values["l1"] + 0.25 * values["adversarial"]), rel=1e-5)
+    assert (task.state, "adversarial_weight" in values) == ({}, False)
+
+
 def test_the_autoencoders_loss_does_not_teach_the_judge() -> None:
     task = judged(start_step=0)
     loss(task)[0].backward()
@@ -214,6 +223,83 @@ def test_a_perceptual_distance_has_its_weight() -> None:
     settings = PerceptualConfig(vgg="", linear="", weight=3.0)
     total, values = loss(tokenizer(distance, perceptual=settings, align_weight=0.0, kl_weight=0.0))
     assert total.item() == pytest.approx(float(values["l1"] + 3 * values["perceptual"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_summed_reconstruction_is_its_mean_times_the_numbers_of_an_image(adaptive: bool) -> None:
+    """As in VA-VAE: L1 and distance together. A ratio to it grows alike, a fixed weight and the KL term do not."""
+
+    def distance(fakes: Tensor, references: Tensor) -> Tensor:
+        return (fakes - references).square().flatten(1).mean(dim=1)
+
+    settings: dict[str, Any] = {"align_adaptive": adaptive, "kl_weight": 0.25, "perceptual": PerceptualConfig()}
+    (mean, of_mean), (total, of_sum) = (
+        loss(judged(0, distance=distance, reconstruction_reduction=reduction, **settings))
+        for reduction in ("mean", "sum")
+    )
+    numbers, kl = 3 * 32 * 32, 0.25 * of_mean["kl"]
+    for name in ("l1", "perceptual", "kl", "align", "adversarial"):
+        assert float(of_sum[name]) == pytest.approx(float(of_mean[name]), rel=1e-6)
+    for name in ("adversarial_weight", "align_weight") if adaptive else ("adversarial_weight",):
+        assert float(of_sum[name]) == pytest.approx(numbers * float(of_mean[name]), rel=1e-4)
+    fixed = kl if adaptive else kl + 0.5 * of_mean["align"]
+    assert float((total - fixed).detach()) == pytest.approx(numbers * float((mean - fixed).detach()), rel=1e-4)
+
+
+def test_bf16_leaves_weights_gradients_and_moments_in_fp32(tmp_path: Path) -> None:
+    """Weights of fp32 move by a rate of 1e-6; bf16 would round such a step away."""
+    small = OptimConfig(lr=1e-6, betas=(0.5, 0.9))
+    judge = AdversarialConfig(start_step=0, width=4, optim=small)
+    task = tokenizer(adversarial=judge, steps=1, precision="bf16", optim=small)
+    networks = {"autoencoder": task.subject.network, "discriminator": task.adversary.network}
+    gradients, activations = set(), set()
+    for network in networks.values():
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(lambda weight: gradients.add(weight.grad.dtype))
+    task.adversary.network.register_forward_hook(lambda _, __, answer: activations.add(answer.dtype))
+    before = {name: state(network) for name, network in networks.items()}
+    store = CheckpointStore(tmp_path, {})
+    fit(task, store=store)
+    assert activations == {torch.bfloat16}
+    assert gradients == {torch.float32}
+    groups = store.latest().groups
+    assert {tensor.dtype for name in networks for tensor in groups[f"{name}.optimizer"].values()} == {torch.float32}
+    assert {weight.dtype for network in networks.values() for weight in network.parameters()} == {torch.float32}
+    chosen = {"autoencoder": task.subject.last_weight, "discriminator": task.adversary.network.main[2].weight}
+    for name, weight in chosen.items():
+        key = next(key for key, other in networks[name].named_parameters() if other is weight)
+        old, new = before[name][key], weight.detach()
+        assert ((new - old).abs() - 1e-6).abs().max() < 1e-7  # the first step of Adam is the rate itself
+        rounded = old.bfloat16()
+        assert (rounded + (new - old).bfloat16() == rounded).float().mean() > 0.95
+
+
+WRONG = [
+    ({"adaptive_every": 0}, "adaptive_every must be at least 1; got 0"),
+    ({"detail_dropout": 1.0}, r"detail_dropout must be in \[0, 1\); got 1.0"),
+    ({"detail_dropout": -0.5}, r"detail_dropout must be in \[0, 1\); got -0.5"),
+    ({"steps": 0}, "steps must be at least 1; got 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), WRONG)
+def test_impossible_settings_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TokenizerConfig(**{"steps": 1, "batch_size": 1} | settings)
+
+
+def test_few_detail_channels_train_without_alignment_and_not_with_it() -> None:
+    torch.manual_seed(0)
+    autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=2)
+    for weight in (0.0, 0.5):
+        config = TokenizerConfig(steps=1, batch_size=4, align_weight=weight)
+        task = TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config)
+        if weight:
+            with pytest.raises(ValueError, match="2 detail for 4 base channels"):
+                loss(task)
+        else:
+            assert "align" not in loss(task)[1]
 
 
 def plain(kind: str) -> Any:

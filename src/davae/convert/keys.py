@@ -111,10 +111,19 @@ def some(keys: Sequence[str]) -> str:
 
 
 def shape_of(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    """Shape of a weight that the config is read from; a missing one is an error that names it."""
+    """Shape [out, in, height, width] of a convolution that the config is read from.
+
+    Raises:
+        ConversionError: it is missing, or no convolution's weight.
+    """
     if key not in state:
         raise ConversionError(f"The weights lack {key}, which the config is read from. Is the file complete?")
-    return tuple(state[key].shape)
+    shape = tuple(state[key].shape)
+    if len(shape) != 4:
+        raise ConversionError(
+            f"{key} has the shape {list(shape)}; expected a convolution's [out, in, height, width]."
+        )
+    return shape
 
 
 def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]) -> list[str]:

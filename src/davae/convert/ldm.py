@@ -67,9 +67,10 @@ def convert_ldm(
     Raises:
         ConversionError: keys are missing, unexpected or misshapen, or the statistics do not fit.
     """
-    own = [key for key in state if key.startswith(FIRST_STAGE)] or list(state)
-    foreign = dict.fromkeys(state.keys() - set(own), "not of the autoencoder")
-    names, dropped = sort_keys({key: key.removeprefix(FIRST_STAGE) for key in own}, EXTRAS, places={})
+    prefix = FIRST_STAGE if any(key.startswith(FIRST_STAGE) for key in state) else ""
+    foreign = dict.fromkeys((key for key in state if not key.startswith(prefix)), "not of the autoencoder")
+    own = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    names, dropped = sort_keys(own, EXTRAS, places={})
     levels = _count_levels(names.values())
     names = {key: rename(name, levels) for key, name in names.items()}
     state = {key: as_linear(name, state[key]) for key, name in names.items()}

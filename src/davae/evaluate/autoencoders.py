@@ -1,4 +1,4 @@
-"""Autoencoders side by side on one set of images: what their latents keep of an image, and how many numbers that takes.
+"""Autoencoders side by side on one set of images: what their latents keep of an image, and in how many numbers.
 
 A plain autoencoder has three rows: at full resolution, and twice at half the resolution and enlarged, which takes as
 many latent positions as its upgrade by 2.

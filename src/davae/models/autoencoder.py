@@ -167,7 +167,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         load_trunk(model.encoder, base_vae.encoder, replaced=family.head(base_vae.encoder))
         load_trunk(model.decoder, base_vae.decoder, replaced=family.stem(base_vae.decoder))
         if warm:
-            warm_start(model, base_vae)
+            warm_start(model)
         if model.config.batch_norm_eps is not None:
             model.bn.load_state_dict(extended_norm(base_vae, model.config.detail_channels).state_dict())
         return (

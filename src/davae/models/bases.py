@@ -36,7 +36,7 @@ class BaseFamily:
     has_posterior: bool = False
     """Whether `encode` gives a distribution (`latent_dist`) rather than a latent."""
     can_checkpoint: bool = True
-    """Whether diffusers' gradient checkpointing computes the same function for this class."""
+    """Whether diffusers' gradient checkpointing is there for this class and computes the same function."""
     module: str = "diffusers"
 
     def decode(self, base: Any, latent: Tensor) -> Tensor:
@@ -109,13 +109,14 @@ FAMILIES = {
         BaseFamily("AutoencoderKL", encode=_mode, has_posterior=True),
         # FLUX.2: its statistics are those of a batch norm over packed latents, see `scaling`
         BaseFamily("AutoencoderKLFlux2", encode=_mode, has_posterior=True),
-        # DC-AE, of SANA
+        # DC-AE, of SANA. diffusers 0.42 has no checkpointing for it.
         BaseFamily(
             "AutoencoderDC",
             encode=lambda base, image: base.encode(image).latent,
             tail=_dc_tail,
             widths="encoder_block_out_channels",
             shortcuts=(("encoder", "out_shortcut"), ("decoder", "in_shortcut")),
+            can_checkpoint=False,
         ),
         # TAESD, TAESD3, TAEF1. Checkpointing in diffusers 0.42 leaves out the encoder's change of range.
         BaseFamily(

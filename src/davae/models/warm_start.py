@@ -6,6 +6,7 @@ up block is set to read every channel from there, or from the base latent where 
 start is the base autoencoder at full resolution itself.
 """
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,24 +19,29 @@ QUIET_LOGVAR = -6.0
 
 
 @torch.no_grad()
-def warm_start(model: Any, base_vae: Any) -> None:
-    """Set the weights of an `AutoencoderDA`'s two new blocks in place.
+def warm_start(model: Any) -> None:
+    """Set the weights of an `AutoencoderDA`'s two new blocks in place, from those of its `base_vae`.
 
     Raises:
-        ValueError: the model's decoder takes its latent in another order or other units than the base, or the base
-            has convolutions between its latent and its head or stem.
+        ValueError: the model's decoder takes its latent in another order or other units than the base, the base has
+            convolutions between its latent and its head or stem, or D is not a multiple of s^2.
     """
     if model.config.decoder_order != "base_first" or model.config.base_units != "raw":
         raise ValueError(
             f"A warm start needs a decoder that takes the raw base first; got decoder_order "
             f"{model.config.decoder_order!r} and base_units {model.config.base_units!r}. Use the defaults."
         )
-    family = model.family
+    family, base_vae, area = model.family, model.base_vae, model.config.scale**2
     quant = any(base_vae.config.get(name) for name in ("use_quant_conv", "use_post_quant_conv"))
     if quant or family.shortcuts:
         raise ValueError(
             f"A warm start needs a base whose head and stem are one convolution each; this {family.class_name} has "
             f"{'quant convs' if quant else 'shortcuts'} beside them. Start without."
+        )
+    if model.layout.detail_channels % area:
+        raise ValueError(
+            f"A warm start writes whole channels of the base's latent, {area} detail channels each at scale "
+            f"{model.config.scale}; got {model.layout.detail_channels}. Take a multiple of {area}, or start without."
         )
     _set_blocks(
         family.head_of(model.encoder),
@@ -74,7 +80,7 @@ def _read_phases(stem: Tensor, place: dict[int, int], up: DetailUpBlock) -> Tens
     """
     factor, area = up.factor, up.factor**2
     weight = torch.zeros_like(up.conv.weight)
-    for dy, dx, ky, kx in torch.cartesian_prod(*[torch.arange(n) for n in (factor, factor, 3, 3)]).tolist():
+    for dy, dx, ky, kx in product(range(factor), range(factor), range(3), range(3)):
         (oy, py), (ox, px) = divmod(dy + ky - 1, factor), divmod(dx + kx - 1, factor)
         for channel in range(stem.shape[1]):
             source = place[channel] + factor * py + px if channel in place else channel

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#7c7c85"  # contrast of about 4:1 against white and against a near-black page
+INK = "#7c7c85"  # contrast of about 4:1 against white and against a near-black page
 _LIGHT = {"ink": "#6a6a73", "rule": "#d9d9df", "lines": ("#2c5fd6", "#c8552b", "#23875a", "#8558bd")}
 _DARK = {"ink": "#a3a3ad", "rule": "#3a3a42", "lines": ("#86aaff", "#ff9f78", "#6ccf9f", "#c2a1f2")}
 _READABLE_TILE = 128  # px; smaller images are enlarged until a reader sees their pixels
@@ -87,7 +87,7 @@ def labelled_strip(rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
     draw = ImageDraw.Draw(strip)
     for row, ((_, tiles), text) in enumerate(zip(strips, texts, strict=True)):
         top = row * (height + pad)
-        draw.multiline_text((0, top + height / 2), text, fill=_INK, font=font, anchor="lm", spacing=type_size / 4)
+        draw.multiline_text((0, top + height / 2), text, fill=INK, font=font, anchor="lm", spacing=type_size / 4)
         for column, tile in enumerate(tiles):
             enlarged = tile.resize((width, height), Image.Resampling.NEAREST)
             strip.paste(enlarged, (margin + column * (width + pad), top))
@@ -121,7 +121,7 @@ def loss_curves(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str,
     _dress(axes, title, palette)
     if len(keys) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=palette["ink"], loc="upper right", handlelength=1.2)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def latent_figure(latent: Tensor, base_channels: int) -> Image.Image:
@@ -152,9 +152,9 @@ def latent_figure(latent: Tensor, base_channels: int) -> Image.Image:
                 _draw_map(axes, column[row], _map_title(k, row, column))
     for row, text in enumerate(titles[:depth]):
         grid[row][0].text(
-            -0.18, 0.5, text, transform=grid[row][0].transAxes, ha="right", va="center", fontsize=8, color=_INK
+            -0.18, 0.5, text, transform=grid[row][0].transAxes, ha="right", va="center", fontsize=8, color=INK
         )
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _latent_columns(latent: Tensor, layout: LatentLayout) -> list[list[Tensor]]:
@@ -183,7 +183,7 @@ def _draw_map(axes: "Axes", channel: Tensor, title: str) -> None:
     deviation = float(channel.std())
     values = (channel - channel.mean()) / (deviation if deviation > 0 else 1.0)
     axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
-    axes.set_title(title, fontsize=7, color=_INK, pad=2)
+    axes.set_title(title, fontsize=7, color=INK, pad=2)
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +235,8 @@ def _dress(axes: "Axes", title: str, palette: dict[str, Any]) -> None:
     axes.spines["bottom"].set_color(palette["rule"])
 
 
-def _drawn(figure: "Figure") -> Image.Image:
+def drawn(figure: "Figure") -> Image.Image:
+    """A figure as an RGBA picture with a transparent ground, for light and dark pages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.patch.set_alpha(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from davae.core.layout import LatentLayout
 from davae.evaluate.spectrum import NYQUIST, RadialSpectrum
-from davae.report.figures import _INK, _drawn
+from davae.report.figures import INK, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +37,15 @@ def spectrum_figure(panels: Sequence[tuple[str, RadialSpectrum, RadialSpectrum]]
     shared, ranges = grid[0], []
     for axes, (title, base, detail) in zip(grid, panels, strict=True):
         ranges += [_draw_spectrum(axes, "base", base, _BASE), _draw_spectrum(axes, "detail", detail, _DETAIL)]
-        axes.axvline(NYQUIST / 2, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.axvline(NYQUIST / 2, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
         _dress(axes, title)
         if axes is not shared:
             axes.sharex(shared)
             axes.sharey(shared)
     _power_scale(shared, min(low for low, _ in ranges), max(high for _, high in ranges))
-    shared.text(NYQUIST / 2, 0.02, " half of Nyquist", transform=shared.get_xaxis_transform(), fontsize=7, color=_INK)
-    shared.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper right", handlelength=1.2)
-    return _drawn(figure)
+    shared.text(NYQUIST / 2, 0.02, " half of Nyquist", transform=shared.get_xaxis_transform(), fontsize=7, color=INK)
+    shared.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right", handlelength=1.2)
+    return drawn(figure)
 
 
 def correlation_figure(panels: Sequence[tuple[str, Tensor, LatentLayout]]) -> Image.Image:
@@ -57,7 +57,7 @@ def correlation_figure(panels: Sequence[tuple[str, Tensor, LatentLayout]]) -> Im
     from matplotlib import colormaps
 
     figure, grid = _grid(len(panels), (4.0, 3.7), alone=(6.0, 5.2))
-    colours = colormaps["RdBu_r"].with_extremes(bad=_INK)
+    colours = colormaps["RdBu_r"].with_extremes(bad=INK)
     for axes, (title, matrix, layout) in zip(grid, panels, strict=True):
         image = axes.imshow(matrix.numpy(), cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
         edge, last = layout.base_channels - 0.5, layout.channels - 0.5
@@ -66,14 +66,14 @@ def correlation_figure(panels: Sequence[tuple[str, Tensor, LatentLayout]]) -> Im
         centres = [(edge - 0.5) / 2, (edge + last) / 2]
         axes.set_xticks(centres, ["base", "detail"])
         axes.set_yticks(centres, ["base", "detail"], rotation=90, va="center")
-        axes.tick_params(colors=_INK, labelsize=8, length=0)
-        axes.set_title(title, loc="left", fontsize=9.5, color=_INK, fontweight="bold", pad=8)
+        axes.tick_params(colors=INK, labelsize=8, length=0)
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold", pad=8)
         for spine in axes.spines.values():
             spine.set_visible(False)
     bar = figure.colorbar(image, ax=grid, shrink=0.7, pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.ax.tick_params(colors=_INK, labelsize=8, length=0)
+    bar.ax.tick_params(colors=INK, labelsize=8, length=0)
     bar.outline.set_visible(False)
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def principal_colours(scores: Tensor) -> Tensor:
@@ -131,12 +131,12 @@ def _power_scale(axes: "Axes", low: float, high: float) -> None:
 
 
 def _dress(axes: "Axes", title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=_INK, fontweight="bold", pad=8)
-    axes.set_xlabel("frequency, cycles per latent position", fontsize=8, color=_INK)
-    axes.set_ylabel("power", fontsize=8, color=_INK)
-    axes.tick_params(colors=_INK, labelsize=8, length=0)
-    axes.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.6)
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold", pad=8)
+    axes.set_xlabel("frequency, cycles per latent position", fontsize=8, color=INK)
+    axes.set_ylabel("power", fontsize=8, color=INK)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_INK)
+    axes.spines["bottom"].set_color(INK)

@@ -66,7 +66,7 @@ def train_autoencoder(run: Run) -> None:
     task = TokenizerTask(
         PlainSubject(autoencoder, config, run.recipe.seed, _vision(run, autoencoder)),
         config,
-        perceptual=load_perceptual(config.perceptual, run.accelerator.device),
+        perceptual=load_perceptual(config.perceptual, run.accelerator.device, run.observer.say),
         reduce=run.reduce,
     )
     training_set = ImageSet(source, section.image_size, run.recipe.seed, flip=config.flip, crop_from=config.crop_from)

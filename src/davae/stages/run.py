@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from davae.data.source import ImageSource
 from davae.data.splits import open_train_test
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.loading import load_autoencoder
+from davae.models.loading import autoencoder_folder, load_autoencoder
 from davae.recipe import Recipe, dump_recipe
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.record import Record
@@ -79,8 +79,9 @@ class Run:
         data = self.recipe.data
         pretrain = self.recipe.pretrain
         side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
-        if self.recipe.tokenizer is not None:
-            side = max(side, self.recipe.tokenizer.crop_from or 0)
+        for training in (self.recipe.tokenizer, None if pretrain is None else pretrain.autoencoder):
+            if training is not None and training.crop_from is not None:
+                side = max(side, training.crop_from)
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
         skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
         self.skipped = skipped
@@ -102,15 +103,15 @@ class Run:
             return self.folder / "pretrain" / "pipeline"
         return embedded_pair() if self.recipe.pair == EMBEDDED else Path(self.recipe.pair)
 
-    @property
+    @cached_property
     def base_path(self) -> Path:
-        """Folder of the pair's autoencoder; the pair may also be nothing but an autoencoder."""
-        inside = self.pair_path / "vae"
-        return inside if inside.is_dir() else self.pair_path
+        """Folder of the pair's autoencoder. A pair may be nothing but an autoencoder; one on the hub is fetched."""
+        is_named = self.recipe.pretrain is None and self.recipe.pair != EMBEDDED
+        return autoencoder_folder(self.recipe.pair if is_named else self.pair_path)
 
     def base_autoencoder(self) -> Any:
         """The pretrained autoencoder that this run upgrades, fp32."""
-        return load_autoencoder(self.base_path).float()
+        return load_autoencoder(self.base_path)
 
     def check_pair(self, scale: int, num_classes: int) -> None:
         """Refuse, before anything is trained, what the pair's transformer has no positions or classes for.

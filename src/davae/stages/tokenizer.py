@@ -44,7 +44,7 @@ def work(run: Run) -> None:
     task = TokenizerTask(
         StructuredSubject(autoencoder, config, run.recipe.seed),
         config,
-        perceptual=load_perceptual(config.perceptual, run.accelerator.device),
+        perceptual=load_perceptual(config.perceptual, run.accelerator.device, run.observer.say),
         reduce=run.reduce,
     )
     training_set = ImageSet(

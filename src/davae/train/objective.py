@@ -10,9 +10,11 @@ from davae.train.vision import VisionAlignConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig(Config):
-    """PatchGAN with an adaptive weight (VQGAN): weight * |grad of reconstruction| / |grad of generator term|."""
+    """PatchGAN with hinge losses."""
 
     weight: float = 0.1
+    adaptive: bool = True
+    """Weigh by |grad of reconstruction| / |grad of generator term| at the decoder's last layer (VQGAN)."""
     start_step: int = 5001
     """Steps before the discriminator begins."""
     width: int = 64

@@ -138,7 +138,7 @@ def _checkpoint(autoencoder: Any, family: BaseFamily, config: ReconstructionConf
         return
     if not family.can_checkpoint:
         raise ValueError(
-            f"gradient_checkpointing cannot be used over {family.class_name}: diffusers computes another function "
-            f"there. Set it to false; a smaller batch with accumulation saves memory too."
+            f"gradient_checkpointing cannot be used over {family.class_name}: diffusers has none for it, or computes "
+            f"another function with it. Set it to false; a smaller batch with accumulation saves memory too."
         )
     autoencoder.enable_gradient_checkpointing()

@@ -128,8 +128,9 @@ class TokenizerTask:
     def _adversarial(self, fakes: Tensor, step: int) -> list[Term]:
         if self.adversary is None or not self.adversary.runs(step):
             return []
-        weight = self.adversary.config.weight
-        return [Term("adversarial", self.adversary.generator_loss(fakes), weight, self.subject.last_weight)]
+        config = self.adversary.config
+        parameter = self.subject.last_weight if config.adaptive else None
+        return [Term("adversarial", self.adversary.generator_loss(fakes), config.weight, parameter)]
 
 
 def _psnr(images: Tensor, fakes: Tensor) -> Tensor:
