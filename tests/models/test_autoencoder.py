@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, AutoencoderKL, AsymmetricAutoencoderKL
+from diffusers import AsymmetricAutoencoderKL, AutoencoderDC, AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 

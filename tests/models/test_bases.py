@@ -66,9 +66,7 @@ def test_shapes_and_the_untouched_base_latent(base: Any, scale: int) -> None:
     posterior = model.encode(image).latent_dist
     latent = posterior.mode()
     assert latent.shape == (2, CHANNELS + 8, 4, 6)
-    want = latent_of(
-        model.base_vae, shrink(image, scale)
-    )  # bits depend on where weights lie: on this copy, not on base
+    want = latent_of(model.base_vae, shrink(image, scale))  # another copy picks other kernels: equal up to rounding
     assert_close(want, latent_of(base, shrink(image, scale)), 1e-5)
     assert torch.equal(latent[:, :CHANNELS], want)
     assert torch.equal(posterior.sample()[:, :CHANNELS], want)

@@ -79,6 +79,20 @@ def test_other_depths_and_widths() -> None:
     assert model.decode(model.encode(images()).latents).sample.shape == (2, 3, 32, 48)
 
 
+def test_arguments_arrive() -> None:
+    changes = {
+        "latent_magnitude": 5,
+        "latent_shift": 0.25,
+        "scaling_factor": 0.5,
+        "shift_factor": 0.1,
+        "act_fn": "silu",
+    }
+    model = taef2(**changes)
+    assert {key: model.config[key] for key in changes} == changes
+    assert (model.latent_magnitude, model.latent_shift, model.scaling_factor) == (5, 0.25, 0.5)
+    assert any(isinstance(layer, torch.nn.SiLU) for layer in model.encoder.modules())
+
+
 def test_it_learns() -> None:
     model = taef2().train()
     model.decode(model.encode(images()).latents).sample.square().mean().backward()

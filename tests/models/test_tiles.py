@@ -82,19 +82,16 @@ def test_tiles_begin_on_the_latent_grid(size: int) -> None:
     full, small = _Starts(model.encoder), _Starts(model.base_vae.encoder)
     posterior = model.encode(image).latent_dist
     assert posterior.mode().shape == (1, 2 * CHANNELS, 23, 19)
-    for seen, unit, length, to_position in (
-        (full, 2 * COMPRESSION, 23, lambda value: value),
-        (small, COMPRESSION, 23, lambda value: (value - 0.5) / 2),  # middle of the first pixel pair
+    for seen, unit, to_position in (
+        (full, 2 * COMPRESSION, lambda value: value),
+        (small, COMPRESSION, lambda value: (value - 0.5) / 2),  # a base pixel lies between two pixels
     ):
         tile = size // unit
         assert seen.sizes == {(tile * unit, tile * unit)}
-        got = sorted(to_position(value) / unit for value in seen.rows)
-        want = tile_starts(length, tile, tile // 4)
-        assert len(want) > 1
-        assert got == pytest.approx(want, abs=0.1)
-        assert sorted(to_position(value) / unit for value in seen.columns) == pytest.approx(
-            tile_starts(19, tile, tile // 4), abs=0.1
-        )
+        for length, values in ((23, seen.rows), (19, seen.columns)):
+            want = tile_starts(length, tile, tile // 4)
+            assert len(want) > 1
+            assert sorted(to_position(value) / unit for value in values) == pytest.approx(want, abs=0.1)
 
 
 @torch.no_grad()

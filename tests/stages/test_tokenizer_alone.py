@@ -129,6 +129,21 @@ def test_a_transformer_is_missed_before_anything_is_trained(tmp_path: Path) -> N
     assert f"There is no pretrained pair in {tmp_path / 'base'}: model_index.json is missing" in said
 
 
+@pytest.mark.parametrize("result", ["tokenizer", "pretrain/vae"])
+def test_a_recipe_says_whether_training_sees_whole_images(tmp_path: Path, result: str) -> None:
+    tiny_autoencoder().save_pretrained(tmp_path / "base")
+    made = []
+    for name, crop_from in (("cut", 48), ("again", 48), ("whole", None)):
+        sections = {"tokenizer": TOKENIZER | {"crop_from": crop_from}}
+        if result != "tokenizer":
+            sections = pretraining(crop_from=crop_from)
+        recipe = write(tmp_path, tmp_path / "base", name=name, **sections)
+        assert run(recipe, tmp_path / "runs")[0] == 0
+        weights = tmp_path / "runs" / name / result / "diffusion_pytorch_model.safetensors"
+        made.append(weights.read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
 @pytest.mark.parametrize("sections", [{}, pretraining(crop_from=48)], ids=["tokenizer", "pretrain"])
 def test_images_too_small_to_be_cropped_are_skipped(tmp_path: Path, sections: dict[str, object]) -> None:
     """Whichever training crops: images are brought down to `crop_from`, never up."""

@@ -156,25 +156,22 @@ def test_detail_is_aligned_to_the_base_in_its_units(units: str, clamp: bool) -> 
         result = subject.reconstruct(model, pictures, [0, 1])
     want = (raw - 0.0609) * 1.5305 if units == "scaled" else raw
     assert_close(result.base, want)
-    grouped = result.latent.unflatten(1, (4, 2)).mean(dim=2)
-    task = TokenizerTask(subject, subject.config)
     with torch.no_grad():
         assert_close(model.decoder(torch.cat([want, result.latent], dim=1)), result.sample)  # the decoder's too
-        term = task._alignment(result)[0].loss
-    assert_close(term[None], (grouped - want).square().mean()[None])
+    stored = {"image": (pictures + 1) * 127.5, "position": torch.arange(2)}
+    aligned = TokenizerTask(subject, subject.config).loss("autoencoder", model, stored, 0)[1]["align"]
+    grouped = result.latent.unflatten(1, (4, 2)).mean(dim=2)
+    assert_close(aligned[None], (grouped - want).square().mean()[None])
 
 
-def test_weights_are_measured_at_the_down_block_and_the_last_convolution() -> None:
-    for kind, make in BASES.items():
-        subject = structured(make())
-        model = subject.network
-        assert subject.latent_weight is model.family.head_of(model.encoder).conv.weight
-        assert subject.latent_weight.requires_grad
-        assert subject.last_weight.requires_grad
-        assert (
-            subject.last_weight is [one for one in model.decoder.modules() if isinstance(one, nn.Conv2d)][-1].weight
-        )
-        assert kind == model.config.base_class
+@pytest.mark.parametrize("kind", BASES)
+def test_weights_are_measured_at_the_down_block_and_the_last_convolution(kind: str) -> None:
+    subject = structured(BASES[kind]())
+    model = subject.network
+    assert subject.latent_weight is model.family.head_of(model.encoder).conv.weight
+    assert subject.last_weight is [one for one in model.decoder.modules() if isinstance(one, nn.Conv2d)][-1].weight
+    assert subject.latent_weight.requires_grad
+    assert subject.last_weight.requires_grad
 
 
 @pytest.mark.parametrize(("noise", "spread"), [(0.0, 0.0), (0.5, 0.5)])

@@ -1,36 +1,131 @@
 """What the library needs to know of a family of diffusion transformers. One file and one test a family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from inspect import signature
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+
+Convention = Literal["velocity", "native velocity", "noise", "v"]
+"""What a model predicts, with data x and standard normal noise n.
+
+velocity: n - x on the path (1 - sigma) x + sigma n, the flow matching of diffusers' schedulers.
+native velocity: x - n on the path t x + (1 - t) n, see `core.flow`.
+noise: n on the variance-preserving path a x + b n, with a and b of the scheduler's betas.
+v: a n - b x on the same path (Salimans and Ho 2022).
+"""
+
+DefaultSize = Literal["stored", "fixed", "asked"]
+"""Where the size of an image comes from when nobody names one.
+
+stored: the config's `sample_size`, which means nothing else and can be changed.
+fixed: the config's `sample_size`, which the positions are made for; other sizes cannot be drawn.
+asked: height and width belong into every call, because the pipeline's default is hard-coded or because
+    `sample_size` scales the positions and must stay.
+"""
 
 
-@dataclass(frozen=True)
+def rebuilt(pipe: Any, components: dict[str, Any], pipeline_class: Any = None) -> Any:
+    """A pipeline with `pipe`'s settings from other components, of `pipe`'s class unless another is given."""
+    known = signature(type(pipe).__init__).parameters
+    settings = {key: value for key, value in pipe.config.items() if key in known and key not in components}
+    return (pipeline_class or type(pipe))(**settings, **components)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """One family, as data and a few functions.
 
-    A widened transformer is the same class with another config and wider tensors: `inputs` names the weights
-    whose dimension 1 is the latent channel, `outputs` the tensors whose rows are (group, channel) with the
-    channel innermost.
+    A widened transformer is the same class with another config and wider tensors: base channels first, new ones
+    after them, in every group of channels that an embedder or a head holds.
     """
 
     class_name: str
     """Class of the transformer, as its config stores it."""
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    output_groups: Callable[[Any], int]
-    """(config) -> how many groups of channels an output head's rows hold: p * p, times 2 with learned sigma."""
-    widened_config: Callable[[Any, int], dict[str, Any]]
-    """(config, channels) -> the config entries that change when the latent has `channels` channels."""
-    num_tokens: Callable[[Any, int, int], int]
-    """(config, latent height, latent width) -> tokens of an image."""
-    fixed_grid: bool = False
-    """Whether a model draws one size only, because its position tables are made for it."""
+    convention: Convention
+    conditioning: str
+    """What it is conditioned on, and the pipeline's arguments for it."""
+    embedders: tuple[str, ...]
+    """Exact paths of the layers (conv or linear) that take the latent: dimension 1 of their weights."""
+    head: str | None
+    """Exact path of the linear layer that makes the prediction; None where there is none (ControlNet)."""
+    packing: int = 1
+    """p: the pipeline folds p x p latent positions into one token of p * p * K features, feature
+    k * p * p + phase, before the transformer sees them. 1: the transformer takes the latent [B, K, h, w], and the
+    rows of its head are (position in the patch, prediction or variance, channel), channel innermost."""
+    default_size: DefaultSize = "stored"
     lora_targets: tuple[str, ...] = ()
-    """Module names that LoRA adapts by default (the paper's attention and feed-forward layers)."""
-    heads: tuple[str, ...] = field(default=())
-    """Exact paths of the patch embedder and output head, trained in full beside LoRA."""
+    """Ends of the module paths that LoRA adapts by default: the reference's attention, second feed-forward layer
+    and AdaLN, of the image stream where there are two."""
+    predicted_channels: Callable[[Any], int] = lambda config: config.get("out_channels") or config.in_channels
+    """(config) -> channels of the prediction: the input's, or twice as many with a learned sigma."""
+    own_weights: Callable[[Any], dict[str, Tensor]] = lambda model: model.state_dict()
+    """(model) -> its weights, without those that a pipeline lends it."""
+    call_with: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments without which the stock pipeline draws an upgraded model at a wrong size."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Pipelines that cannot draw with another number of channels or another compression: class name -> why."""
+    rebuild: Callable[[Any, dict[str, Any]], Any] = rebuilt
+    """(pipeline, upgraded components) -> the upgraded pipeline."""
     velocity: Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor] | None = None
     """(transformer, noisy latent [B, K, h, w], native time [B], conditioning) -> native velocity."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Exact paths of the patch embedder and output head, trained in full beside LoRA."""
+        return self.embedders if self.head is None else (*self.embedders, self.head)
+
+    def latent_channels(self, config: Any) -> int:
+        """K of the latents that a model takes.
+
+        Raises:
+            ValueError: the model takes more than the latent.
+        """
+        self.predictions(config)
+        return config.in_channels // self.packing**2
+
+    def predictions(self, config: Any) -> int:
+        """1, or 2 where a variance of every channel follows the prediction (learned sigma)."""
+        taken, predicted = config.in_channels, self.predicted_channels(config)
+        if predicted not in (taken, 2 * taken):
+            raise ValueError(
+                f"Cannot widen this {self.class_name}: its input is more than the latent (as for inpainting or "
+                f"control). Got {taken} input and {predicted} predicted channels; allowed are as many, or twice as "
+                f"many. Take the plain text-to-image model."
+            )
+        return predicted // taken
+
+    def widened_config(self, config: Any, channels: int) -> dict[str, Any]:
+        """Config entries that change when the latent has `channels` channels; an `out_channels` of None stays."""
+        taken = channels * self.packing**2
+        changes = {"in_channels": taken}
+        if config.get("out_channels") is not None:
+            changes["out_channels"] = self.predictions(config) * taken
+        return changes
+
+    def output_groups(self, config: Any) -> int:
+        """Groups of (packed) channels that the rows of the head hold, see `widen_outputs`."""
+        return config.patch_size**2 * self.predictions(config)
+
+    def token_side(self, config: Any) -> int:
+        """Latent positions a side that a token stands for."""
+        return config.patch_size * self.packing
+
+    def num_tokens(self, config: Any, height: int, width: int) -> int:
+        """Tokens of an image with this latent height and width."""
+        side = self.token_side(config)
+        return (height // side) * (width // side)
+
+    def lora_modules(self, model: nn.Module) -> list[str]:
+        """Exact paths of the layers of a model that LoRA adapts by default, never its heads.
+
+        peft compares ends of paths: "proj_out" of FLUX's single blocks would also catch the output head, and
+        "attn.to_out" of FLUX.2's a list of layers.
+        """
+        ends = tuple(f".{target}" for target in self.lora_targets)
+        return [
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and f".{path}".endswith(ends) and path not in self.heads
+        ]

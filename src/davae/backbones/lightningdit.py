@@ -1,4 +1,9 @@
-"""LightningDiT: conv patch embedder, [p*p, channels] head, native time (1 = data), class labels."""
+"""LightningDiT: conv patch embedder, [p*p, channels] head, native time (1 = data), class labels.
+
+Its config covers queries and keys normed or not (`qk_norm`) and AdaLN with or without shift (`adaln_shift`). SiT
+and REPA are another network and do not fit: they have a GELU MLP in place of SwiGLU, LayerNorm without weights in
+place of RMSNorm, and no rotary positions.
+"""
 
 from typing import Any
 
@@ -13,13 +18,11 @@ def _velocity(transformer: Any, noisy: Tensor, time: Tensor, conditioning: dict[
 
 LIGHTNINGDIT = Backbone(
     class_name="LightningDiT",
-    inputs=("x_embedder.proj.weight",),
-    outputs=("final_layer.linear.weight", "final_layer.linear.bias"),
-    output_groups=lambda config: config.patch_size**2,
-    widened_config=lambda config, channels: {"in_channels": channels},
-    num_tokens=lambda config, height, width: (height // config.patch_size) * (width // config.patch_size),
-    fixed_grid=True,
+    convention="native velocity",
+    conditioning="class label: class_labels",
+    embedders=("x_embedder.proj",),
+    head="final_layer.linear",
+    default_size="fixed",
     lora_targets=("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1"),
-    heads=("x_embedder.proj", "final_layer.linear"),
     velocity=_velocity,
 )

@@ -1,87 +1,17 @@
-"""`davae.widen` and `davae.upgrade`: the same transformer class, and the same pipeline class, with more channels."""
+"""`davae.upgrade`: the same pipeline class over an upgraded autoencoder and a widened transformer."""
 
 import logging
 from typing import Any
 
-from accelerate import init_empty_weights
-
 from davae.backbones.base import Backbone
 from davae.backbones.registry import backbone_of
-from davae.core.widen import Init, KeyReport, widen_inputs, widen_outputs
+from davae.backbones.widening import widen, widen_with_report
+from davae.core.widen import Init
 from davae.models.autoencoder import AutoencoderDA
 
+__all__ = ["upgrade", "widen", "widen_with_report"]
+
 logger = logging.getLogger(__name__)
-
-
-def widen(transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0) -> Any:
-    """A new transformer of the same class with `detail_channels` more latent channels.
-
-    With init "zero" every weight is copied bit for bit or zero, so that the prediction on the base channels is
-    the pretrained one for any detail input, and the prediction on the detail channels is 0.
-
-    Args:
-        transformer: a model of a known family; it is left as it is.
-        detail_channels: D.
-        init: "zero", or for ablations "random" and "repeat".
-        seed: of the random initialisation.
-
-    Raises:
-        ValueError: the class is unknown, or D is not positive.
-    """
-    widened, report = widen_with_report(transformer, detail_channels, init, seed)
-    logger.info("Widened %s by %d channels: %s", type(transformer).__name__, detail_channels, report)
-    return widened
-
-
-def widen_with_report(
-    transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0
-) -> tuple[Any, KeyReport]:
-    """`widen`, and what happened to every key."""
-    if detail_channels < 1:
-        raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
-    backbone = backbone_of(transformer)
-    channels = transformer.config.in_channels + detail_channels
-    # Private entries stay behind: diffusers would replace what `_use_default_values` names, widened or not.
-    public = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
-    config = {**public, **backbone.widened_config(transformer.config, channels)}
-    # Weights come from the source, so that a billion-parameter model is never initialised for nothing; buffers
-    # that are not saved are computed as usual.
-    with init_empty_weights(include_buffers=False):
-        widened = type(transformer).from_config(config)
-    state, report = _widened_state(transformer, backbone, channels, init, seed)
-    expected = widened.state_dict().keys()
-    if expected != state.keys():
-        raise ValueError(
-            f"The widened {backbone.class_name} expects other weights than its source has; "
-            f"offending keys: {sorted(expected ^ state.keys())}."
-        )
-    frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
-    widened.load_state_dict(state, assign=True)
-    for name, weight in widened.named_parameters():
-        weight.requires_grad_(name not in frozen)
-    widened.to(transformer.device)
-    return widened.train(transformer.training), report
-
-
-def _widened_state(
-    transformer: Any, backbone: Backbone, channels: int, init: Init, seed: int
-) -> tuple[dict[str, Any], KeyReport]:
-    groups = backbone.output_groups(transformer.config)
-    state, report = {}, KeyReport()
-    for name, tensor in transformer.state_dict().items():
-        if name in backbone.inputs:
-            state[name] = widen_inputs(tensor, channels, init, seed)
-            report.widened.append(name)
-        elif name in backbone.outputs:
-            state[name] = widen_outputs(tensor, channels, init, groups, seed)
-            report.widened.append(name)
-        else:
-            state[name] = tensor.clone()
-            report.copied.append(name)
-    missing = {*backbone.inputs, *backbone.outputs} - state.keys()
-    if missing:
-        raise ValueError(f"This {backbone.class_name} lacks the weights to widen: {sorted(missing)}.")
-    return state, report
 
 
 def upgrade(
@@ -93,8 +23,9 @@ def upgrade(
 ) -> Any:
     """A pipeline of the same class whose images have `scale` times the side on the same tokens.
 
-    The autoencoder becomes an (untrained) `AutoencoderDA`, the transformer is widened; the other parts are shared
-    with `pipe`. Train the autoencoder and fine-tune the transformer before you draw.
+    The autoencoder becomes an (untrained) `AutoencoderDA`, the transformer is widened, and so is a ControlNet; the
+    other parts are shared with `pipe`. Train the autoencoder and fine-tune the transformer before you draw.
+    Hunyuan-DiT needs a pipeline class of its own and gets it.
 
     Args:
         pipe: a diffusers pipeline with a `vae` and a `transformer` of known families.
@@ -104,32 +35,71 @@ def upgrade(
         init: of the new weights, see `widen`.
 
     Raises:
-        ValueError: a family is unknown, autoencoder and transformer do not match, or the size does not fit the grid.
+        ValueError: a family is unknown, the pipeline cannot draw an upgraded model, the parts do not match, or
+            the size does not fit the grid.
     """
-    transformer = pipe.transformer
-    backbone = backbone_of(transformer)  # an unknown family is refused before anything is built
+    backbone = _backbone_of(pipe)  # a pipeline that cannot be upgraded is refused before anything is built
     vae = AutoencoderDA.from_base(pipe.vae, scale=scale, detail_channels=detail_channels)
-    if transformer.config.in_channels != vae.layout.base_channels:
-        raise ValueError(
-            f"The autoencoder and the transformer are not a pair: {type(pipe.vae).__name__} has "
-            f"{vae.layout.base_channels} latent channels, {type(transformer).__name__} takes "
-            f"{transformer.config.in_channels}. Pass a pipeline whose parts were trained together."
-        )
-    widened = widen(transformer, vae.layout.detail_channels, init)
+    components = {**pipe.components, "vae": vae}
+    for name in ("transformer", "controlnet"):
+        if components.get(name) is not None:
+            _expect_pair(pipe.vae, vae, components[name])
+            components[name] = widen(components[name], vae.layout.detail_channels, init)
     if image_size is not None:
-        widened.register_to_config(sample_size=_sample_size(vae, backbone, transformer.config, image_size))
-    return type(pipe)(**{**pipe.components, "vae": vae, "transformer": widened})
+        size = _sample_size(vae, backbone, pipe.transformer.config, image_size)
+        components["transformer"].register_to_config(sample_size=size)
+    upgraded = backbone.rebuild(pipe, components)
+    if backbone.call_with:
+        arguments = ", ".join(f"{name}={value}" for name, value in backbone.call_with.items())
+        logger.warning(
+            "Call the upgraded %s with %s: by default it draws half the side and enlarges it.",
+            type(upgraded).__name__,
+            arguments,
+        )
+    return upgraded
+
+
+def _backbone_of(pipe: Any) -> Backbone:
+    name = type(pipe).__name__
+    if not {"vae", "transformer"} <= pipe.components.keys():
+        raise ValueError(
+            f"Cannot upgrade a {name}: it has no vae or no transformer; got {', '.join(sorted(pipe.components))}. "
+            f"Use davae.widen and davae.AutoencoderDA.from_base on the parts."
+        )
+    backbone = backbone_of(pipe.transformer)
+    if name in backbone.refused:
+        raise ValueError(
+            f"Cannot upgrade a {name}: {backbone.refused[name]}. Upgrade the text-to-image pipeline of the same "
+            f"parts; image-to-image takes the upgraded parts."
+        )
+    return backbone
+
+
+def _expect_pair(base_vae: Any, vae: AutoencoderDA, model: Any) -> None:
+    taken = backbone_of(model).latent_channels(model.config)
+    if taken != vae.layout.base_channels:
+        raise ValueError(
+            f"The autoencoder and the transformer are not a pair: {type(base_vae).__name__} has "
+            f"{vae.layout.base_channels} latent channels, {type(model).__name__} takes {taken}. "
+            f"Pass a pipeline whose parts were trained together."
+        )
 
 
 def _sample_size(vae: AutoencoderDA, backbone: Backbone, config: Any, image_size: int) -> int:
-    unit = vae.compression * config.patch_size
+    if backbone.default_size == "asked":
+        raise ValueError(
+            f"A {backbone.class_name} keeps no default size that can be changed; got image_size {image_size}. "
+            f"Leave it out, and call the pipeline with height={image_size}, width={image_size}."
+        )
+    token_side = backbone.token_side(config)
+    unit = vae.compression * token_side
     if image_size < unit or image_size % unit:
         raise ValueError(
-            f"image_size must be a multiple of {unit} (compression {vae.compression} x patch {config.patch_size}); "
+            f"image_size must be a multiple of {unit} (compression {vae.compression} x patch {token_side}); "
             f"got {image_size}. Use {max(image_size // unit, 1) * unit}."
         )
     size = image_size // vae.compression
-    if backbone.fixed_grid and size != config.sample_size:
+    if backbone.default_size == "fixed" and size != config.sample_size:
         raise ValueError(
             f"A {backbone.class_name} draws one size only; got image_size {image_size}, allowed "
             f"{config.sample_size * vae.compression}. Leave image_size out."

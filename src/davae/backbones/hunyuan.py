@@ -1,0 +1,30 @@
+"""Hunyuan-DiT: conv patch embedder (p = 2), head with a learned sigma as PixArt's, v-prediction, rotary positions.
+
+The config says `learn_sigma` in place of `out_channels`. The stock pipelines compute positions for autoencoders of
+compression 8 only, so the upgrade comes with a pipeline of its own.
+"""
+
+from typing import Any
+
+from davae.backbones.base import Backbone, rebuilt
+
+_EIGHT = "it computes positions for autoencoders of compression 8 only"
+
+
+def _rebuild(pipe: Any, components: dict[str, Any]) -> Any:
+    from davae.backbones.hunyuan_pipeline import HunyuanDiTPipelineDA  # loads text encoders' classes
+
+    return rebuilt(pipe, components, HunyuanDiTPipelineDA)
+
+
+HUNYUAN = Backbone(
+    class_name="HunyuanDiT2DModel",
+    convention="v",
+    conditioning="CLIP and T5 text: prompt, negative_prompt (prompt_embeds and prompt_embeds_2 with their masks)",
+    embedders=("pos_embed.proj",),
+    head="proj_out",
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "norm1.linear"),
+    predicted_channels=lambda config: config.in_channels * (2 if config.learn_sigma else 1),
+    refused={"HunyuanDiTPAGPipeline": _EIGHT, "HunyuanDiTControlNetPipeline": _EIGHT},
+    rebuild=_rebuild,
+)

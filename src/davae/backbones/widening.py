@@ -1,0 +1,94 @@
+"""`davae.widen`: the same transformer class with more latent channels."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from davae.backbones.base import Backbone
+from davae.backbones.registry import backbone_of
+from davae.core.widen import Init, KeyReport, widen_inputs, widen_outputs
+from davae.models.inherit import constructor_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def widen(transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0) -> Any:
+    """A new transformer of the same class with `detail_channels` more latent channels.
+
+    With init "zero" every weight is copied bit for bit or zero, so that the prediction on the base channels is
+    the pretrained one for any detail input, and the prediction on the detail channels is 0.
+
+    Args:
+        transformer: a model of a known family; it is left as it is. ControlNets of SD3 widen too.
+        detail_channels: D.
+        init: "zero", or for ablations "random" and "repeat".
+        seed: of the random initialisation.
+
+    Raises:
+        ValueError: the class is unknown, the model takes more than the latent, or D is not positive.
+    """
+    widened, report = widen_with_report(transformer, detail_channels, init, seed)
+    logger.info("Widened %s by %d channels: %s", type(transformer).__name__, detail_channels, report)
+    return widened
+
+
+def widen_with_report(
+    transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0
+) -> tuple[Any, KeyReport]:
+    """`widen`, and what happened to every key."""
+    if detail_channels < 1:
+        raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
+    backbone = backbone_of(transformer)
+    channels = backbone.latent_channels(transformer.config) + detail_channels
+    # What the class does not know, or derives itself, stays behind: diffusers would warn, or put defaults back.
+    known = constructor_arguments(transformer)
+    config = {**known, **backbone.widened_config(transformer.config, channels)}
+    # Weights and buffers come from the source: a billion-parameter model is never initialised for nothing.
+    with torch.device("meta"):
+        widened = type(transformer).from_config(config)
+    state, report = _widened_state(transformer, backbone, channels, init, seed)
+    strangers = sorted(widened.state_dict().keys() ^ state.keys())
+    if strangers:
+        raise ValueError(
+            f"The widened {backbone.class_name} expects other weights than its source has; {len(strangers)} "
+            f"offending keys: {', '.join(strangers[:6])}. Unload adapters and unload or fuse LoRA first."
+        )
+    frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
+    widened.load_state_dict(state, assign=True)
+    for name, weight in widened.named_parameters():
+        weight.requires_grad_(name not in frozen)
+    _copy_buffers(transformer, widened)
+    return widened.train(transformer.training), report
+
+
+def _widened_state(
+    transformer: Any, backbone: Backbone, channels: int, init: Init, seed: int
+) -> tuple[dict[str, Tensor], KeyReport]:
+    config, area = transformer.config, backbone.packing**2
+    inputs = {f"{path}.weight" for path in backbone.embedders}
+    outputs = {f"{backbone.head}.weight", f"{backbone.head}.bias"}
+    taken, wide, groups = config.in_channels, channels * area, backbone.output_groups(config)
+    state, report = {}, KeyReport()
+    for name, tensor in backbone.own_weights(transformer).items():
+        if name in inputs:
+            # What follows the latent (a ControlNet's mask) follows the wider latent.
+            columns = widen_inputs(tensor[:, :taken], wide, init, seed)
+            state[name] = torch.cat([columns, tensor[:, taken:]], dim=1)
+            report.widened.append(name)
+        elif name in outputs:
+            state[name] = widen_outputs(tensor, wide, init, groups, seed)
+            report.widened.append(name)
+        else:
+            state[name] = tensor.clone()
+            report.copied.append(name)
+    return state, report
+
+
+def _copy_buffers(source: Any, target: Any) -> None:
+    """Buffers too, saved or not: a position table that was rounded to bfloat16 stays rounded."""
+    buffers = dict(source.named_buffers())
+    for name, _ in target.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(target.get_submodule(owner), leaf, buffers[name].clone())
