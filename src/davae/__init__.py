@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from davae.backbones.upgrade import upgrade, widen
+    from davae.backbones.hunyuan_pipeline import HunyuanDiTPipelineDA
+    from davae.backbones.upgrade import upgrade
+    from davae.backbones.widening import widen
     from davae.core.layout import LatentLayout
     from davae.models.autoencoder import AutoencoderDA
     from davae.models.lightningdit import LightningDiT
@@ -18,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoencoderDA",
     "AutoencoderTAEF2",
+    "HunyuanDiTPipelineDA",
     "LatentLayout",
     "LightningDiT",
     "LightningDiTPipeline",
@@ -28,11 +31,12 @@ __all__ = [
 _HOMES = {
     "AutoencoderDA": "davae.models.autoencoder",
     "AutoencoderTAEF2": "davae.models.taef2",
+    "HunyuanDiTPipelineDA": "davae.backbones.hunyuan_pipeline",
     "LatentLayout": "davae.core.layout",
     "LightningDiT": "davae.models.lightningdit",
     "LightningDiTPipeline": "davae.sampling.pipeline",
     "upgrade": "davae.backbones.upgrade",
-    "widen": "davae.backbones.upgrade",
+    "widen": "davae.backbones.widening",
     # diffusers finds the load method of davae's models through this module (see AutoencoderDA.__module__).
     "ModelMixin": "diffusers",
 }

@@ -172,8 +172,8 @@ class Recipe(Config):
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
     pair: str = "embedded"
-    """The pretrained pair: "embedded", a folder with a saved pipeline, or what `pretrain` makes. A folder or a hub name
-    of nothing but an autoencoder does for training its upgrade."""
+    """The pretrained pair: "embedded", a folder with a saved pipeline, or what `pretrain` makes. A folder or a hub
+    name of nothing but an autoencoder does for training its upgrade."""
     image_size: int = 0
     """Side of the upgraded images; 0 in a recipe that only pretrains."""
     pretrain: PretrainConfig | None = None

@@ -1,7 +1,4 @@
-"""Tiny transformers and stock pipelines of every family, built from the real classes.
-
-Every base autoencoder has 4 latent channels; a token stands for 2 latent positions a side (SANA: 1).
-"""
+"""Every family in miniature: a tiny transformer, what to expect of it, its stock pipeline without text encoders."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,26 +8,28 @@ import diffusers
 import torch
 from torch import Tensor
 
-from davae import LightningDiT
-from models.families import CHANNELS, dc, flux2, sd, sd3
-
-TEXT, POOLED, WORDS = 12, 10, 5
-
-
-@torch.no_grad()
-def with_noise(model: Any) -> Any:
-    """A fresh model predicts zero, which would prove nothing."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def text(*names: str, width: int = TEXT, words: int = WORDS, batch: int = 1) -> dict[str, Tensor]:
-    """Embeddings [batch, words, width], or [batch, POOLED] where the name says pooled, the same in every call."""
-    generator = torch.Generator().manual_seed(5)
-    shapes = {name: (batch, POOLED) if "pooled" in name else (batch, words, width) for name in names}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+from backbones.transformers import (
+    WORDS,
+    WORDS_T5,
+    dit_transformer,
+    flux2_transformer,
+    flux_transformer,
+    hunyuan_transformer,
+    lightning,
+    pixart_transformer,
+    predict_dit,
+    predict_flux,
+    predict_flux2,
+    predict_hunyuan,
+    predict_lightning,
+    predict_pixart,
+    predict_sana,
+    predict_sd3,
+    sana_transformer,
+    sd3_transformer,
+    text,
+)
+from models.families import dc, flux2, sd, sd3
 
 
 def masks(*names: str, words: int = WORDS) -> dict[str, Tensor]:
@@ -63,8 +62,6 @@ class Family:
     """Arguments of a call that are tensors."""
     call: dict[str, Any] = field(default_factory=dict)
     """The others."""
-    upgraded_call: dict[str, Any] = field(default_factory=dict)
-    """What an upgraded pipeline must be told besides."""
     side: int = 32
     """Of the base pipeline's images."""
     sized: bool = True
@@ -83,96 +80,19 @@ class Family:
         side = self.side * (2 if upgraded else 1)
         arguments = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(3)}
         arguments |= {"height": side, "width": side} if self.sized else {}
-        arguments |= self.call | self.inputs() | (self.upgraded_call if upgraded else {}) | settings
+        arguments |= self.call | self.inputs() | settings
         return pipe(**arguments).images
 
 
-def _time(latent: Tensor) -> Tensor:
-    return torch.rand(len(latent), generator=torch.Generator().manual_seed(7))
-
-
-# LightningDiT
-
-
-def lightning(patch_size: int = 1) -> LightningDiT:
-    """Native time, class labels."""
-    return with_noise(LightningDiT(4, patch_size, 6, 32, 2, 2, num_classes=5))
-
-
-def _predict_lightning(model: Any, latent: Tensor) -> Tensor:
-    return model(latent, _time(latent), torch.arange(len(latent)) % 5).sample
-
-
-# SD3
-
-SD3_CONFIG: dict[str, Any] = {
-    "sample_size": 24,
-    "patch_size": 2,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 2,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": TEXT,
-    "caption_projection_dim": 16,
-    "pooled_projection_dim": POOLED,
-    "pos_embed_max_size": 12,
-    "dual_attention_layers": (0,),
-    "qk_norm": "rms_norm",
-}
 SD3_TEXT = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 SD3_ENCODERS: dict[str, None] = dict.fromkeys(
     ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3", "image_encoder")
 )
 
 
-def sd3_transformer(**changes: Any) -> Any:
-    """Image and text streams, position table in the checkpoint."""
-    return with_noise(diffusers.SD3Transformer2DModel(**(SD3_CONFIG | {"sample_size": 8} | changes)))
-
-
-def _predict_sd3(model: Any, latent: Tensor) -> Tensor:
-    states = text("states", "pooled", batch=len(latent))
-    return model(latent, states["states"], states["pooled"], 1000 * _time(latent)).sample
-
-
 def _sd3_pipeline(vae: Any, transformer: Any) -> Any:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return diffusers.StableDiffusion3Pipeline(vae=vae, transformer=transformer, scheduler=scheduler, **SD3_ENCODERS)
-
-
-# FLUX.1 and FLUX.2
-
-
-def flux_transformer(**changes: Any) -> Any:
-    """Double and single blocks, packed latents."""
-    config = {
-        "in_channels": 4 * CHANNELS,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": TEXT,
-        "pooled_projection_dim": POOLED,
-        "axes_dims_rope": (2, 2, 4),
-        "guidance_embeds": True,
-    }
-    return with_noise(diffusers.FluxTransformer2DModel(**(config | changes)))
-
-
-def _predict_flux(model: Any, latent: Tensor) -> Tensor:
-    batch, channels, height, width = latent.shape
-    pipe, states = diffusers.FluxPipeline, text("states", "pooled", batch=len(latent))
-    predicted = model(
-        pipe._pack_latents(latent, batch, channels, height, width),
-        encoder_hidden_states=states["states"],
-        pooled_projections=states["pooled"],
-        timestep=_time(latent),
-        img_ids=pipe._prepare_latent_image_ids(batch, height // 2, width // 2, "cpu", torch.float32),
-        txt_ids=torch.zeros(WORDS, 3),
-        guidance=torch.full((batch,), 3.5),
-    ).sample
-    return pipe._unpack_latents(predicted, height, width, vae_scale_factor=1)
 
 
 def _flux_pipeline(vae: Any, transformer: Any) -> Any:
@@ -181,66 +101,13 @@ def _flux_pipeline(vae: Any, transformer: Any) -> Any:
     return diffusers.FluxPipeline(scheduler=scheduler, vae=vae, transformer=transformer, **encoders)
 
 
-def flux2_transformer(**changes: Any) -> Any:
-    """No biases, shared AdaLN, packed latents."""
-    config = {
-        "in_channels": 4 * CHANNELS,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": TEXT,
-        "timestep_guidance_channels": 16,
-        "axes_dims_rope": (2, 2, 2, 2),
-    }
-    return with_noise(diffusers.Flux2Transformer2DModel(**(config | changes)))
-
-
-def _predict_flux2(model: Any, latent: Tensor) -> Tensor:
-    pipe, states = diffusers.Flux2Pipeline, text("states", batch=len(latent))["states"]
-    patches = pipe._patchify_latents(latent)
-    ids = pipe._prepare_latent_ids(patches)
-    predicted = model(
-        pipe._pack_latents(patches),
-        encoder_hidden_states=states,
-        timestep=_time(latent),
-        img_ids=ids,
-        txt_ids=pipe._prepare_text_ids(states),
-        guidance=torch.full((len(latent),), 4.0),
-    ).sample
-    return pipe._unpatchify_latents(pipe._unpack_latents_with_ids(predicted, ids))
-
-
 def _flux2_pipeline(vae: Any, transformer: Any) -> Any:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return diffusers.Flux2Pipeline(scheduler, vae, text_encoder=None, tokenizer=None, transformer=transformer)
 
 
-# PixArt-Sigma and SANA
-
 MASKED_TEXT = ("prompt_embeds", "negative_prompt_embeds")
 TEXT_MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
-
-
-def pixart_transformer(**changes: Any) -> Any:
-    """Learned sigma, position table computed."""
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 2,
-        "cross_attention_dim": 16,
-        "sample_size": 8,
-        "interpolation_scale": 2,
-        "caption_channels": TEXT,
-        "use_additional_conditions": False,
-    }
-    return with_noise(diffusers.PixArtTransformer2DModel(**(config | changes)))
-
-
-def _predict_pixart(model: Any, latent: Tensor) -> Tensor:
-    states = text("states", batch=len(latent))["states"]
-    sizes = {"resolution": None, "aspect_ratio": None}
-    return model(latent, states, 1000 * _time(latent), added_cond_kwargs=sizes).sample
 
 
 def _pixart_pipeline(vae: Any, transformer: Any) -> Any:
@@ -250,27 +117,6 @@ def _pixart_pipeline(vae: Any, transformer: Any) -> Any:
     )
 
 
-def sana_transformer(**changes: Any) -> Any:
-    """Linear attention, patches of 1."""
-    config = {
-        "in_channels": CHANNELS,
-        "out_channels": CHANNELS,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 2,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 8,
-        "cross_attention_dim": 16,
-        "caption_channels": TEXT,
-        "sample_size": 32,
-    }
-    return with_noise(diffusers.SanaTransformer2DModel(**(config | changes)))
-
-
-def _predict_sana(model: Any, latent: Tensor) -> Tensor:
-    return model(latent, text("states", batch=len(latent))["states"], 1000 * _time(latent)).sample
-
-
 def _sana_pipeline(vae: Any, transformer: Any) -> Any:
     scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
@@ -278,71 +124,9 @@ def _sana_pipeline(vae: Any, transformer: Any) -> Any:
     return diffusers.SanaPipeline(None, None, vae, transformer, scheduler)
 
 
-# DiT
-
-
-def dit_transformer(**changes: Any) -> Any:
-    """Learned sigma, class labels."""
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "out_channels": 2 * CHANNELS,
-        "num_layers": 2,
-        "sample_size": 8,
-    }
-    return with_noise(diffusers.DiTTransformer2DModel(**(config | changes)))
-
-
-def _predict_dit(model: Any, latent: Tensor) -> Tensor:
-    labels = torch.arange(len(latent))
-    return model(latent, timestep=(1000 * _time(latent)).long(), class_labels=labels).sample
-
-
 def _dit_pipeline(vae: Any, transformer: Any) -> Any:
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     return diffusers.DiTPipeline(transformer, vae, scheduler, id2label={0: "tench, Tinca tinca", 1: "goldfish"})
-
-
-# Hunyuan-DiT
-
-WORDS_T5 = 7
-
-
-def hunyuan_transformer(**changes: Any) -> Any:
-    """Learned sigma, two texts, rotary positions as an argument, conditioned on image sizes."""
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "in_channels": CHANNELS,
-        "patch_size": 2,
-        "sample_size": 8,
-        "hidden_size": 16,
-        "num_layers": 4,
-        "cross_attention_dim": TEXT,
-        "cross_attention_dim_t5": 8,
-        "pooled_projection_dim": POOLED,
-        "text_len": WORDS,
-        "text_len_t5": WORDS_T5,
-    }
-    return with_noise(diffusers.HunyuanDiT2DModel(**(config | changes)))
-
-
-def _predict_hunyuan(model: Any, latent: Tensor) -> Tensor:
-    batch, _, height, width = latent.shape
-    tokens = (height // 2) * (width // 2)
-    angles = torch.arange(tokens)[:, None] * torch.linspace(1, 0.1, 8)
-    return model(
-        latent,
-        1000 * _time(latent),
-        encoder_hidden_states=text("clip", batch=batch)["clip"],
-        text_embedding_mask=torch.ones(batch, WORDS),
-        encoder_hidden_states_t5=text("t5", width=8, words=WORDS_T5, batch=batch)["t5"],
-        text_embedding_mask_t5=torch.ones(batch, WORDS_T5),
-        image_meta_size=torch.tensor([[64.0, 64, 64, 64, 0, 0]]).repeat(batch, 1),
-        style=torch.zeros(batch, dtype=torch.long),
-        image_rotary_emb=(angles.cos(), angles.sin()),
-        return_dict=False,
-    )[0]
 
 
 def _hunyuan_pipeline(vae: Any, transformer: Any) -> Any:
@@ -374,7 +158,7 @@ _NO_BINNING = {"use_resolution_binning": False}
 FAMILIES = {
     "lightningdit": Family(
         transformer=lightning,
-        predict=_predict_lightning,
+        predict=predict_lightning,
         embedders=("x_embedder.proj",),
         head="final_layer.linear",
         groups=1,
@@ -382,7 +166,7 @@ FAMILIES = {
     ),
     "lightningdit patch 2": Family(
         transformer=lambda: lightning(2),
-        predict=_predict_lightning,
+        predict=predict_lightning,
         embedders=("x_embedder.proj",),
         head="final_layer.linear",
         groups=4,
@@ -390,7 +174,7 @@ FAMILIES = {
     ),
     "sd3": Family(
         transformer=sd3_transformer,
-        predict=_predict_sd3,
+        predict=predict_sd3,
         embedders=("pos_embed.proj",),
         head="proj_out",
         groups=4,
@@ -400,7 +184,7 @@ FAMILIES = {
     ),
     "flux": Family(
         transformer=flux_transformer,
-        predict=_predict_flux,
+        predict=predict_flux,
         embedders=("x_embedder",),
         head="proj_out",
         groups=1,
@@ -411,7 +195,7 @@ FAMILIES = {
     ),
     "flux2": Family(
         transformer=flux2_transformer,
-        predict=_predict_flux2,
+        predict=predict_flux2,
         embedders=("x_embedder",),
         head="proj_out",
         groups=1,
@@ -422,7 +206,7 @@ FAMILIES = {
     ),
     "pixart": Family(
         transformer=pixart_transformer,
-        predict=_predict_pixart,
+        predict=predict_pixart,
         embedders=("pos_embed.proj",),
         head="proj_out",
         **_SIGMA,
@@ -433,7 +217,7 @@ FAMILIES = {
     ),
     "sana": Family(
         transformer=sana_transformer,
-        predict=_predict_sana,
+        predict=predict_sana,
         embedders=("patch_embed.proj",),
         head="proj_out",
         groups=1,
@@ -444,7 +228,7 @@ FAMILIES = {
     ),
     "dit": Family(
         transformer=dit_transformer,
-        predict=_predict_dit,
+        predict=predict_dit,
         embedders=("pos_embed.proj",),
         head="proj_out_2",
         **_SIGMA,
@@ -456,7 +240,7 @@ FAMILIES = {
     ),
     "hunyuan": Family(
         transformer=hunyuan_transformer,
-        predict=_predict_hunyuan,
+        predict=predict_hunyuan,
         embedders=("pos_embed.proj",),
         head="proj_out",
         **_SIGMA,

@@ -13,7 +13,8 @@ from diffusers import (
 from torch import Tensor
 
 import davae
-from backbones.families import PIPELINES, SD3_CONFIG, text, with_noise
+from backbones.families import PIPELINES
+from backbones.transformers import SD3_CONFIG, text, with_noise
 from conftest import assert_close
 from davae.backbones.upgrade import widen_with_report
 

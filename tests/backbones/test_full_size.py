@@ -6,7 +6,7 @@ from backbones.sizes import MODELS, PAGE, count, with_tables
 from davae.backbones.registry import BACKBONES, backbone_of
 from davae.backbones.upgrade import widen_with_report
 
-# Parameters as published; SD3.5-Medium's position table (226 million numbers) is a buffer.
+# Parameters of the public configs, counted once; SD3.5-Medium's position table (226 million numbers) is a buffer.
 PARAMETERS = {
     "SD3.5-Medium": 2_243_171_520,
     "FLUX.1-dev": 11_901_408_320,

@@ -167,7 +167,7 @@ def test_a_fresh_process_draws_the_same_images(tmp_path: Path) -> None:
             "module": "davae.backbones.hunyuan_pipeline" if ours else "diffusers",
             "class": type(pipe).__name__,
             "absent": [key for key, component in pipe.components.items() if component is None],
-            "call": {"num_inference_steps": 2} | side | family.call | family.upgraded_call,
+            "call": {"num_inference_steps": 2} | side | family.call,
         }
         (folder / "plan.json").write_text(json.dumps(plan))
         save_file({"image": image, **{k: v.clone() for k, v in family.inputs().items()}}, folder / "want.safetensors")

@@ -5,7 +5,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 import davae
-from backbones.families import SD3_CONFIG
+from backbones.transformers import SD3_CONFIG
 from conftest import assert_close
 from davae.models.lightningdit import LightningDiT
 

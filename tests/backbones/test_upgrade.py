@@ -18,7 +18,8 @@ from diffusers import (
 )
 
 import davae
-from backbones.families import PIPELINES, flux_transformer, sd3_transformer
+from backbones.families import PIPELINES
+from backbones.transformers import flux_transformer, sd3_transformer
 from conftest import assert_close
 from models.families import sd3
 

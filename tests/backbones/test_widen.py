@@ -9,7 +9,8 @@ from diffusers import FluxTransformer2DModel, StableAudioDiTModel
 from torch import Tensor
 
 import davae
-from backbones.families import FAMILIES, Family, flux_transformer, lightning, pixart_transformer, sd3_transformer
+from backbones.families import FAMILIES, Family
+from backbones.transformers import flux_transformer, lightning, pixart_transformer, sd3_transformer
 from conftest import assert_close
 from davae.backbones.registry import BACKBONES, backbone_of
 from davae.backbones.upgrade import widen_with_report

@@ -18,6 +18,7 @@ class HunyuanDiTPipelineDA(HunyuanDiTPipeline):
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
+        *,
         use_resolution_binning: bool = False,
         **settings: Any,
     ) -> Any:

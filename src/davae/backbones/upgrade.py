@@ -52,7 +52,7 @@ def upgrade(
     if backbone.call_with:
         arguments = ", ".join(f"{name}={value}" for name, value in backbone.call_with.items())
         logger.warning(
-            "Call the upgraded %s with %s: by default it draws half the side and enlarges it.",
+            "Call the upgraded %s with %s: by default it draws a smaller image and enlarges it.",
             type(upgraded).__name__,
             arguments,
         )

@@ -34,11 +34,15 @@ class LatentLayout:
         """C + D."""
         return self.base_channels + self.detail_channels
 
-    def join(self, base: Tensor, detail: Tensor) -> Tensor:
-        """[B, C, H, W] and [B, D, H, W] -> [B, C + D, H, W], base first."""
+    def join(self, base: Tensor, detail: Tensor, detail_first: bool = False) -> Tensor:
+        """[B, C, H, W] and [B, D, H, W] -> [B, C + D, H, W], base first.
+
+        `detail_first` is the order inside the decoder of the reference's text-to-image checkpoints; no latent that
+        leaves an autoencoder has it.
+        """
         self._expect(base, self.base_channels, "base latent")
         self._expect(detail, self.detail_channels, "detail latent")
-        return torch.cat([base, detail], dim=1)
+        return torch.cat([detail, base] if detail_first else [base, detail], dim=1)
 
     def split(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C + D, H, W] -> views of the base [B, C, H, W] and the detail [B, D, H, W]."""

@@ -55,6 +55,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         latent_channels: C + D; derived.
         block_out_channels: one entry more than the base per doubling, because pipelines read the compression
             off its length; derived.
+        encoder_block_out_channels: the same under the name that SANA's pipelines read, over a base that has it;
+            derived.
         scaling_factor: the base's; derived.
         shift_factor: the base's; derived.
         batch_norm_eps: the base's, where its statistics are a batch norm's (FLUX.2, see `bn`); derived.
@@ -82,6 +84,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         out_channels: int = 3,
         latent_channels: int | None = None,
         block_out_channels: list[int] | None = None,
+        encoder_block_out_channels: list[int] | None = None,
         scaling_factor: float | None = None,
         shift_factor: float | None = None,
         latents_mean: list[float] | None = None,
@@ -114,9 +117,11 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         family.replace_stem(self.decoder, lambda width: DetailUpBlock(self.layout.channels, width, scale))
         self.base_vae.eval()  # from here on: see `train`
 
+        widths += [widths[-1]] * int(math.log2(scale))
         self.register_to_config(
             latent_channels=self.layout.channels,
-            block_out_channels=widths + [widths[-1]] * int(math.log2(scale)),
+            block_out_channels=widths,
+            encoder_block_out_channels=widths if family.widths == "encoder_block_out_channels" else None,
             **inherited_scaling(self.base_vae.config, detail_channels),
         )
         if self.config.batch_norm_eps is not None:
@@ -336,9 +341,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _joint(self, base: Tensor, detail: Tensor) -> Tensor:
         """What the decoder takes: both parts in its own order."""
-        if self.config.decoder_order == "detail_first":
-            return torch.cat([detail, base], dim=1)
-        return self.layout.join(base, detail)
+        return self.layout.join(base, detail, detail_first=self.config.decoder_order == "detail_first")
 
     def _detail_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(shift, scale) with stored = (raw - shift) * scale, [1, D, 1, 1].

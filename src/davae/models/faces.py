@@ -43,7 +43,8 @@ def raw_scaling(autoencoder: Any) -> LatentScaling:
 def weights_hash(model: nn.Module) -> str:
     """Hash of a model's config and weights, the same on every device and for every way of storing them."""
     digest = hashlib.blake2b(digest_size=16)
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}  # type: ignore[union-attr,operator]
+    # An entry without a value is as good as none, so that a later version may add one.
+    config = {key: value for key, value in model.config.items() if value is not None and not key.startswith("_")}  # type: ignore[union-attr,operator]
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -168,7 +168,7 @@ def prepare_lora(transformer: Any, settings: LoraSettings, seed: int) -> Any:
     `modules_to_save` would match deeper layers of the same name.
     """
     backbone = backbone_of(transformer)
-    targets = settings.targets or backbone.lora_targets
+    targets = settings.targets or backbone.lora_modules(transformer)
     transformer.requires_grad_(False)
     config = LoraConfig(
         r=settings.rank,
