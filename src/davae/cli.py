@@ -95,6 +95,16 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scaling-factor", type=float, help="of the base's latents, for example 0.18215 (SD 1)")
     parser.add_argument("--shift-factor", type=float, help="likewise, for example 0.0609 (SD 3)")
     parser.add_argument("--norm-groups", type=int, default=32, help="of its group norms (default: 32)")
+    transformer = parser.add_argument_group("transformers")
+    transformer.add_argument(
+        "--weights", choices=("ema", "model"), help="which of a training's (default: the average)"
+    )
+    transformer.add_argument("--heads", type=int, help="attention heads, where the weights do not show them")
+    transformer.add_argument(
+        "--qk-norm", action=argparse.BooleanOptionalAction, help="what you expect of a LightningDiT; else refused"
+    )
+    transformer.add_argument("--vae", type=Path, metavar="PATH", help="a LightningDiT's autoencoder: write the pair")
+    transformer.add_argument("--time-shift", type=float, help="of the pair's scheduler (default: 0.3)")
 
 
 TOOLS = {
@@ -219,6 +229,11 @@ def _convert(options: argparse.Namespace) -> None:
         scaling_factor=options.scaling_factor,
         shift_factor=options.shift_factor,
         norm_num_groups=options.norm_groups,
+        weights=options.weights,
+        num_attention_heads=options.heads,
+        qk_norm=options.qk_norm,
+        vae=options.vae,
+        time_shift=options.time_shift,
     )
 
 

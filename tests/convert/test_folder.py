@@ -59,7 +59,7 @@ def test_every_kind_is_found_by_its_keys(
     kinds = {kind: detect(read_source(saved(tmp_path / f"{kind}.pt", state))) for kind, state in files.items()}
     assert kinds == {kind: kind for kind in files}
     assert [detect(read_source(path)) for path in tae] == ["tae", "tae"]
-    assert set(kinds) | {"tae"} == set(KINDS)
+    assert set(kinds) | {"tae", "lightningdit", "dit", "sit", "repa"} == set(KINDS)
 
 
 def test_an_unknown_layout_is_answered_with_the_known_ones_and_the_keys(tmp_path: Path) -> None:

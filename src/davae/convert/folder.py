@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +12,24 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from davae.convert import imagenet, ldm, sd3, tiny
+from davae.convert import dit, imagenet, ldm, lightningdit, sd3, tiny
 from davae.convert.keys import ConversionError, ConversionReport, fit, some
 from davae.convert.kl import NORM_GROUPS
 from davae.convert.source import Source, read_source, read_statistics
+from davae.convert.training import read_weights
 
-KINDS: dict[str, Any] = {layout.KIND: layout for layout in (sd3, imagenet, ldm, tiny)}
-"""Known layouts; the first that recognises the keys is taken."""
+KINDS: dict[str, Any] = {
+    **{layout.KIND: layout for layout in (sd3, imagenet, ldm, tiny, lightningdit)},
+    **dict.fromkeys(dit.KINDS, dit),
+}
+"""Known layouts, autoencoders, then transformers; the first that recognises the keys is taken."""
 OPTIONS = {
     ldm.KIND: ("statistics", "scaling_factor", "shift_factor"),
     imagenet.KIND: ("base", "statistics"),
     sd3.KIND: ("statistics",),
     tiny.KIND: (),
+    lightningdit.KIND: ("num_attention_heads", "qk_norm"),
+    **dict.fromkeys(dit.KINDS, ("num_attention_heads",)),
 }
 """Options that a layout takes."""
 AUTO = "auto"
@@ -38,6 +44,10 @@ def convert(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     norm_num_groups: int = NORM_GROUPS,
+    weights: str | None = None,
+    num_attention_heads: int | None = None,
+    qk_norm: bool | None = None,
+    pack: Callable[[Any], tuple[Any, str]] | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint to a diffusers folder with `conversion.json` beside the model.
 
@@ -50,6 +60,10 @@ def convert(
         scaling_factor: for "ldm", where there are no statistics.
         shift_factor: for "ldm", beside the scaling factor.
         norm_num_groups: groups of the group norms, which weights do not show.
+        weights: "ema" or "model", where a file has both; None prefers "ema".
+        num_attention_heads: of a transformer, where its weights do not show it.
+        qk_norm: for "lightningdit": what the caller expects; other weights are refused.
+        pack: makes of the model what is saved in its place, for example a pipeline, and a note on it.
 
     Raises:
         ConversionError: nothing was written; the message says why.
@@ -57,16 +71,26 @@ def convert(
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConversionError(f"{folder} exists already. Name a new folder, or remove that one first.")
-    read = [read_source(path) for path in sources]
+    read, which = zip(*(read_weights(path, weights) for path in sources), strict=True)
     kind = detect(read[0]) if kind == AUTO else kind
-    given = {"base": base, "statistics": statistics, "scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    given = {
+        "base": base,
+        "statistics": statistics,
+        "scaling_factor": scaling_factor,
+        "shift_factor": shift_factor,
+        "num_attention_heads": num_attention_heads,
+        "qk_norm": qk_norm,
+    }
     _check_options(kind, read, given)
     model, report = _converted(kind, read, given, norm_num_groups)
+    saved, *packed = (model,) if pack is None else pack(model)
     report = replace(
-        report, dropped={**report.dropped, **{k: v for source in read for k, v in source.dropped.items()}}
+        report,
+        dropped={**report.dropped, **{k: v for source in read for k, v in source.dropped.items()}},
+        notes=(*(note for notes in which for note in notes), *report.notes, *packed),
     )
     origins = [source.fingerprint() for source in read]
-    _write(model, {"davae": version("davae"), "sources": origins, **asdict(report)}, folder)
+    _write(saved, {"davae": version("davae"), "sources": origins, **asdict(report)}, folder)
     return report
 
 
@@ -74,11 +98,11 @@ def detect(source: Source) -> str:
     """The layout of a checkpoint, by its keys.
 
     Raises:
-        ConversionError: none of the known ones.
+        ConversionError: none of the known ones, or one that several kinds share.
     """
     for kind, layout in KINDS.items():
         if layout.recognises(source.tensors):
-            return kind
+            return dit.kind_of(source.tensors) if layout is dit else kind
     raise ConversionError(
         f"{source.path} has no layout that davae knows ({', '.join(KINDS)}). Keys seen: {some(list(source.tensors))}."
     )
@@ -139,6 +163,11 @@ def _converted(
         return tiny.convert_tae(state, read[1].tensors)
     if kind == imagenet.KIND:
         return imagenet.convert_davae_imagenet(state, load_base(given["base"], norm_num_groups), statistics)
+    if kind in dit.KINDS:
+        return dit.convert_dit(state, kind, given["num_attention_heads"])
+    if kind == lightningdit.KIND:
+        expected = {name: given[name] for name in OPTIONS[kind] if given[name] is not None}
+        return lightningdit.convert_lightningdit(state, expected)
     if kind == sd3.KIND:
         return sd3.convert_davae_sd3(state, statistics, norm_num_groups)
     return ldm.convert_ldm(state, statistics, given["scaling_factor"], given["shift_factor"], norm_num_groups)

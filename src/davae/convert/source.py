@@ -71,7 +71,7 @@ def read_source(path: Path) -> Source:
     Raises:
         ConversionError: the file is missing, damaged, of another format, or a pickle that is more than tensors.
     """
-    content = _read(path)
+    content = read_content(path)
     dropped: dict[str, str] = {}
     if isinstance(content.get("state_dict"), Mapping):
         dropped = {str(key): "state of a training" for key in content if key != "state_dict"}
@@ -89,7 +89,7 @@ def read_statistics(path: Path) -> Statistics:
     Raises:
         ConversionError: entries are missing, of other shapes, not finite, or a deviation is not positive.
     """
-    content = _read_json(path) if path.suffix == ".json" else _read(path)
+    content = _read_json(path) if path.suffix == ".json" else read_content(path)
     if not isinstance(content, Mapping) or not {"mean", "std"} <= set(content):
         raise ConversionError(f"{path} holds no latent statistics; expected the entries 'mean' and 'std'.")
     mean, std = (_channels(path, name, content[name]) for name in ("mean", "std"))
@@ -113,7 +113,8 @@ def _channels(path: Path, name: str, values: Any) -> tuple[float, ...]:
     return tuple(tensor.flatten().tolist())
 
 
-def _read(path: Path) -> Mapping[Any, Any]:
+def read_content(path: Path) -> Mapping[Any, Any]:
+    """What a file holds, tensors and plain values: safetensors, or a pickle that is allowed to build nothing else."""
     if not path.is_file():
         raise ConversionError(f"There is no file {path}.")
     if path.suffix == SAFE:
