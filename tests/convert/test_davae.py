@@ -16,7 +16,7 @@ from davae.convert.keys import ConversionError
 from davae.convert.ldm import convert_ldm
 from davae.convert.sd3 import convert_davae_sd3
 from davae.convert.source import Statistics
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 
 State = dict[str, Tensor]
 BaseOf = Callable[[State], State]
@@ -69,7 +69,7 @@ def test_the_text_to_image_branch_is_the_references(golden: Callable[[str], Stat
     image = 2 * tensors["in.x"] - 1
     assert_close(model.base_image(image), 2 * tensors["out.x_down"] - 1)
     z_base, mean, logvar = model.moments(image)
-    assert_close(LatentScaling.of(model.base_vae).normalise(z_base), tensors["out.base_latent"])
+    assert_close(scaling_of(model.base_vae).normalise(z_base), tensors["out.base_latent"])
     assert_close(mean, tensors["out.detail_mean"])
     assert_close(logvar, tensors["out.detail_logvar"])
     output = model(image)
@@ -77,7 +77,7 @@ def test_the_text_to_image_branch_is_the_references(golden: Callable[[str], Stat
     assert_close(model.layout.group_mean(output.detail), tensors["out.alignment_hidden"])
     assert_close(output.sample, tensors["out.decode_raw"])
     # What a transformer sees, in the order of the authors' wrapper: detail first.
-    scaling = LatentScaling.of(model)
+    scaling = scaling_of(model)
     seen = scaling.normalise(model.encode(image).latent_dist.mode())
     assert_close(seen[:, [4, 5, 6, 7, 0, 1, 2, 3]], tensors["out.wrapper_encode_normalised"])
     wrapper = tensors["out.wrapper_encode_normalised"][:, [4, 5, 6, 7, 0, 1, 2, 3]]
@@ -181,7 +181,7 @@ def test_statistics_of_all_channels_are_split(imagenet: State, base_of: BaseOf) 
     mean, std = torch.arange(16) / 10, 1 + torch.arange(16) / 10
     model, report = convert_davae_imagenet(imagenet, base, Statistics(tuple(mean.tolist()), tuple(std.tolist())))
     raw = torch.randn(2, 16, 3, 3)
-    seen = LatentScaling.of(model).normalise(model.store(raw[:, :4], raw[:, 4:]))
+    seen = scaling_of(model).normalise(model.store(raw[:, :4], raw[:, 4:]))
     assert_close(seen, (raw - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1), 1e-5)
     assert "12 detail channels: calibrated" in str(report)
 

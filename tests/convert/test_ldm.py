@@ -13,7 +13,7 @@ from conftest import assert_close
 from davae.convert.keys import ConversionError
 from davae.convert.ldm import convert_ldm, recognises, rename
 from davae.convert.source import Statistics
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 
 State = dict[str, Tensor]
 
@@ -164,7 +164,7 @@ def test_statistics_become_the_latent_scaling(vavae: State) -> None:
     model, report = convert_ldm(vavae, statistics)
     assert model.config.latents_mean == list(statistics.mean)
     assert model.config.latents_std == list(statistics.std)
-    assert LatentScaling.of(model).scale == (0.5, 1.0, 2.0, 0.25)
+    assert scaling_of(model).scale == (0.5, 1.0, 2.0, 0.25)
     assert "latents_mean and latents_std of 4 channels" in str(report)
     with pytest.raises(ConversionError, match="statistics are of 3 channels, the latent has 4"):
         convert_ldm(vavae, Statistics((0.0,) * 3, (1.0,) * 3))
@@ -185,7 +185,7 @@ def test_an_unknown_scaling_is_undeclared_and_never_guessed(vavae: State) -> Non
     assert model.config.scaling_factor is None
     assert "latent scaling: undeclared" in str(report)
     with pytest.raises(ValueError, match="cannot be normalised"):
-        LatentScaling.of(model)
+        scaling_of(model)
 
 
 def test_weights_keep_their_dtype_but_doubles(vavae: State) -> None:

@@ -21,9 +21,9 @@ from davae.convert.lightningdit import check_qk_norm, convert_lightningdit, reco
 from davae.convert.training import read_weights
 from davae.core.flow import sigma_shift
 from davae.models.embeddings import rotary_tables, sincos_position_table
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.stages.convert import work
-from davae.stages.run import load_pair
+from davae.stages.pairs import Pair
 
 State = dict[str, Tensor]
 CASES = {
@@ -336,9 +336,9 @@ def test_a_pair_is_what_a_recipe_takes(
     )
     assert note in said[0]
     assert "davae.LightningDiTPipeline.from_pretrained" in said[1]
-    pair = load_pair(tmp_path / "pair")
+    pair = Pair(tmp_path / "pair").load()
     assert pair.vae.config.latents_mean == [0.5] * 8
-    assert LatentScaling.of(pair.vae).scale == (0.5,) * 8
+    assert scaling_of(pair.vae).scale == (0.5,) * 8
     assert pair.scheduler.config.shift == sigma_shift(0.3)
     assert pair.image_size == 16
     assert str(tmp_path) not in (tmp_path / "pair" / "vae" / "config.json").read_text()
@@ -365,7 +365,7 @@ def test_statistics_that_an_autoencoder_declares_are_never_replaced(
     def pair(name: str, statistics: Path | None, **options: Any) -> davae.LightningDiTPipeline:
         folder = tmp_path / name
         work([checkpoint], folder, lambda _: None, vae=tmp_path / "vae", statistics=statistics, **options)
-        return load_pair(folder)
+        return Pair(folder).load()
 
     assert pair("same", same).vae.config.latents_mean == [0.5] * 8
     assert pair("none", None, time_shift=0.5).scheduler.config.shift == 2
@@ -403,6 +403,6 @@ def test_the_autoencoder_of_a_pair_may_be_a_checkpoint(tmp_path: Path, vavae: St
     statistics = statistics_file(tmp_path / "stats.pt", channels=4)
     autoencoder = saved(tmp_path / "vavae.pt", {"state_dict": vavae})
     work([transformer], tmp_path / "pair", lambda _: None, vae=autoencoder, statistics=statistics)
-    pair = load_pair(tmp_path / "pair")
+    pair = Pair(tmp_path / "pair").load()
     assert pair.image_size == 8
     assert torch.equal(pair.vae.quant_conv.weight, vavae["quant_conv.weight"])

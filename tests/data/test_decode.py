@@ -51,7 +51,9 @@ def test_orientation_is_applied_once(orientation, file_format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    decoded = decode_image(encode(stored, file_format, exif=exif), "a")
+    data = encode(stored, file_format, exif=exif)
+    assert check_image(data, "a", 1) == (4 * TILE, 2 * TILE)  # as it is shown
+    decoded = decode_image(data, "a")
     assert decoded.size == (2 * TILE, 4 * TILE)
     inside = [(TILE // 2, TILE // 2), (3 * TILE // 2, TILE // 2), (TILE // 2, 3 * TILE)]
     for x, y in inside:
@@ -196,7 +198,31 @@ def test_crop_follows_the_reference(width, height, size):
     assert np.array_equal(got.permute(1, 2, 0).numpy(), pixels[top : top + size, left : left + size])
 
 
-@pytest.mark.parametrize("size", [0, 49])
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(201, 133, (32, 48)), (133, 201, (100, 50)), (64, 48, (48, 64)), (640, 97, (24, 96))],
+)
+def test_a_crop_of_any_shape_just_fills_it(width, height, size):
+    image = noise(width, height)
+    got = center_crop_resize(image, size)
+    assert got.shape == (3, *size)
+    reference = image
+    while reference.width >= 2 * size[1] and reference.height >= 2 * size[0]:
+        reference = reference.resize((reference.width // 2, reference.height // 2), Image.Resampling.BOX)
+    scale = max(size[1] / reference.width, size[0] / reference.height)
+    assert scale <= 1
+    shape = (round(reference.width * scale), round(reference.height * scale))
+    assert shape[0] == size[1] or shape[1] == size[0]
+    pixels = np.array(reference.resize(shape, Image.Resampling.BICUBIC))
+    top, left = (shape[1] - size[0]) // 2, (shape[0] - size[1]) // 2
+    assert np.array_equal(got.permute(1, 2, 0).numpy(), pixels[top : top + size[0], left : left + size[1]])
+
+
+def test_a_square_pair_is_a_side():
+    assert torch.equal(center_crop_resize(noise(201, 133), (32, 32)), center_crop_resize(noise(201, 133), 32))
+
+
+@pytest.mark.parametrize("size", [0, 49, (49, 10), (10, 65), (0, 10)])
 def test_crop_never_enlarges(size):
     with pytest.raises(ValueError, match="never enlarged"):
         center_crop_resize(noise(64, 48), size)

@@ -55,6 +55,31 @@ def test_images_do_not_depend_on_the_batch(noisy):
     assert source.images([], 16).shape == (0, 3, 16, 16)
 
 
+def test_sizes_are_height_and_width_of_the_usable_images(noisy):
+    write(noisy / "small.png", size=(8, 8))
+    source = FolderSource(noisy, 16)
+    assert source.sizes == [(20 + index, 30 - index) for index in range(9)]
+
+
+def test_a_turned_photograph_has_its_shown_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    source = FolderSource(tmp_path, 16)
+    assert source.sizes == [(40, 20)]
+    assert source.images([0], (36, 18)).shape == (1, 3, 36, 18)
+
+
+def test_images_of_any_shape(noisy):
+    source = FolderSource(noisy, 16)
+    wide = source.images(range(9), (16, 20))
+    assert wide.shape == (9, 3, 16, 20)
+    assert torch.equal(wide, torch.cat([source.images([index], (16, 20)) for index in range(9)]))
+    assert torch.equal(source.images(range(9), (16, 16)), source.images(range(9), 16))
+    with pytest.raises(DataError, match="never enlarged"):
+        source.images([0], (21, 16))
+
+
 def test_pickles(noisy):
     source = FolderSource(noisy, 16)
     copy = pickle.loads(pickle.dumps(source))

@@ -1,6 +1,7 @@
 """The latent cache: what is written is read back by sample id, and what does not fit is refused with a remedy."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from davae.core.layout import LatentLayout
+from davae.core.scaling import LatentScaling
 from davae.data.latents import CacheManifest, LatentCache, Moments, save_shard, shard_ranges, write_cache
 from davae.data.source import DataError
 
@@ -123,6 +125,65 @@ def test_normalising_uses_the_stored_statistics(folder: Path) -> None:
     assert LatentCache(folder).normalise(raw).flatten().tolist() == [5.0, 5.0, 3.0, 1.5, 0.75]
 
 
+def test_normalising_with_statistics_of_each_phase(tmp_path: Path) -> None:
+    scaling = LatentScaling(tuple(0.25 * k for k in range(20)), tuple(1 + 0.5 * k for k in range(20)), patch=2)
+    packed = manifest(**dataclasses.asdict(scaling))
+    cache = LatentCache(write_cache(tmp_path, packed, Encoder().shards()))
+    assert cache.manifest.scaling == scaling
+    raw = cache.moments([3, 8])[0]
+    seen = cache.normalise(raw)
+    assert torch.equal(seen, scaling.normalise(raw))
+    for channel, dy, dx in itertools.product(range(BASE + DETAIL), (0, 1), (0, 1)):
+        k = 4 * channel + 2 * dy + dx
+        torch.testing.assert_close(
+            seen[:, channel, dy::2, dx::2], (raw[:, channel, dy::2, dx::2] - 0.25 * k) * (1 + 0.5 * k)
+        )
+    assert (scaling.denormalise(seen) - raw).abs().max() < 1e-5
+
+
+SHAPES = {(32, 32): (4, 4), (16, 64): (2, 8), (64, 16): (8, 2)}  # pixels: latent
+
+
+@pytest.fixture
+def bucketed(tmp_path: Path) -> LatentCache:
+    """Five squares, no wide and five tall samples; the value of a sample is its number."""
+    buckets = ((32, 32, 5), (16, 64, 0), (64, 16, 5))
+    values = torch.arange(10).view(-1, 1, 1, 1).half()
+
+    def rows(first: int, count: int) -> Moments:
+        shape = SHAPES[(32, 32)] if first < 5 else SHAPES[(64, 16)]
+        mean = values[first : first + count].expand(-1, BASE + DETAIL, *shape)
+        return {"mean": mean, "logvar": mean[:, BASE:]}
+
+    shards = [
+        (first, count, lambda f=first, c=count: rows(f, c)) for first, count in ((0, 3), (3, 2), (5, 3), (8, 2))
+    ]
+    return LatentCache(write_cache(tmp_path / "bucketed", manifest(flips=False, buckets=buckets), shards))
+
+
+def test_samples_of_one_bucket_stack(bucketed: LatentCache) -> None:
+    assert bucketed.manifest.buckets == ((32, 32, 5), (16, 64, 0), (64, 16, 5))
+    for indices, shape in (([4, 0, 3], (4, 4)), ([9, 5, 7, 8], (8, 2))):
+        mean, logvar = bucketed.moments(indices)
+        assert mean.shape == (len(indices), BASE + DETAIL, *shape)
+        assert logvar.shape == (len(indices), DETAIL, *shape)
+        assert mean[:, 0, 0, 0].tolist() == logvar[:, 0, 0, 0].tolist() == indices
+
+
+def test_samples_of_several_sizes_are_refused(bucketed: LatentCache) -> None:
+    with pytest.raises(DataError, match=r"several sizes do not stack; got samples of images of 32x32, 64x16 \("):
+        bucketed.moments([4, 5])
+    bucketed.require(buckets=tuple(SHAPES))
+    with pytest.raises(DataError, match=r"buckets of the cache \(\(32, 32\), .*, of the recipe \(\(32, 32\),\)"):
+        bucketed.require(buckets=((32, 32),))
+
+
+@pytest.mark.parametrize("index", [-1, COUNT])
+def test_a_sample_that_is_not_there_is_refused(folder: Path, index: int) -> None:
+    with pytest.raises(IndexError, match="samples 0 to 9"):
+        LatentCache(folder).moments([0, index])
+
+
 def test_the_manifest_survives_the_disk(folder: Path) -> None:
     expected = manifest(shards=tuple((f"latents-{first:08d}.safetensors", min(4, 10 - first)) for first in (0, 4, 8)))
     assert LatentCache(folder).manifest == expected
@@ -152,6 +213,7 @@ def test_interrupted_writing_goes_on_with_whole_shards_kept(tmp_path: Path) -> N
         {"precision": "bf16"},
         {"flips": False},
         {"layout": LatentLayout(BASE + 1, DETAIL - 1)},
+        {"buckets": ((32, 32, 8), (16, 64, 2))},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -207,7 +269,7 @@ def test_a_manifest_of_another_version_is_refused(folder: Path) -> None:
     path = folder / "manifest.json"
     future = json.loads(path.read_text()) | {"format_version": 99, "something": "new"}
     path.write_text(json.dumps(future))
-    with pytest.raises(DataError, match=f"has format 99; this davae reads 1.*{REMEDY}"):
+    with pytest.raises(DataError, match=f"has format 99; this davae reads 1 and 2.*{REMEDY}"):
         LatentCache(folder)
 
 
@@ -215,7 +277,24 @@ def test_a_manifest_that_names_other_samples_is_refused(folder: Path) -> None:
     path = folder / "manifest.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"ids": stored["ids"][:-1]}))
-    with pytest.raises(DataError, match=f"10 stored, 9 named.*{REMEDY}"):
+    with pytest.raises(DataError, match=f"10 stored, 9 named, 10 in buckets.*{REMEDY}"):
+        LatentCache(folder)
+
+
+def test_a_cache_of_format_1_is_read(folder: Path) -> None:
+    path, want = folder / "manifest.json", LatentCache(folder)
+    stored = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("patch", "buckets")}
+    path.write_text(json.dumps(stored | {"format_version": 1}))
+    cache = LatentCache(folder)
+    assert cache.manifest == dataclasses.replace(want.manifest, format_version=1)
+    assert (cache.manifest.buckets, cache.manifest.key) == (((32, 32, COUNT),), want.manifest.key)
+    assert torch.equal(cache.moments(range(COUNT))[0], want.moments(range(COUNT))[0])
+
+
+def test_statistics_that_format_1_could_not_hold_are_refused(tmp_path: Path) -> None:
+    packed = manifest(shift=(0.0,) * 4 * (BASE + DETAIL), scale=(1.0,) * 4 * (BASE + DETAIL), format_version=1)
+    folder = write_cache(tmp_path, packed, Encoder().shards())
+    with pytest.raises(DataError, match=f"5 channels and statistics of 20.*{REMEDY}"):
         LatentCache(folder)
 
 

@@ -23,6 +23,7 @@ def test_an_image_does_not_depend_on_its_batch(size: int) -> None:
     assert torch.equal(backwards.flip(0), together)
     for index in range(90):
         assert torch.equal(source.images([index], size)[0], together[index]), source.captions[index]
+    assert torch.equal(source.images(range(90), (size - 10, size)), together[:, :, 5:-5])
     repeated = [68, 5, 68, 68, 14]
     assert torch.equal(source.images(repeated, size), together[repeated])
 

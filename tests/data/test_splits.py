@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from davae.data.folder import FolderSource
 from davae.data.solids import SolidsSource
 from davae.data.source import DataError
-from davae.data.splits import Subset, first, hold_out, open_train_test
+from davae.data.splits import Subset, filling, first, hold_out, open_train_test
 
 
 def write_images(folder: Path, names: list[str], side: int = 20) -> Path:
@@ -60,6 +61,29 @@ def test_parts_keep_images_labels_and_captions_together() -> None:
         assert part.class_names == source.class_names
         some = [len(part) - 1, 0, 3, 3]
         assert torch.equal(part.images(some, 16), source.images([positions[index] for index in some], 16))
+
+
+def test_parts_keep_the_sizes(tmp_path: Path) -> None:
+    for number in range(12):
+        Image.new("RGB", (20 + number, 40 - number)).save(tmp_path / f"{number}.png")
+    source = FolderSource(tmp_path, 16)
+    for part in (*hold_out(source, 4), first(source, 5)):
+        assert part.sizes == [source.sizes[source.ids.index(name)] for name in part.ids]
+        assert part.images([0, 2], (18, 16)).shape == (2, 3, 18, 16)
+    assert hold_out(SolidsSource(50), 8)[0].sizes is None
+
+
+def test_the_part_that_fills_a_size(tmp_path: Path) -> None:
+    for number in range(12):
+        Image.new("RGB", (20 + number, 40 - number)).save(tmp_path / f"{number:02d}.png")
+    source = FolderSource(tmp_path, 16)
+    assert filling(source, 24).ids == [f"{number:02d}.png" for number in range(4, 12)]
+    assert filling(source, (37, 20)).ids == ["00.png", "01.png", "02.png", "03.png"]
+    assert filling(source, 24).images([0, 7], 24).shape == (2, 3, 24, 24)
+    assert filling(source, 20) is source
+    assert filling(SolidsSource(3), 4096).ids == SolidsSource(3).ids
+    with pytest.raises(DataError, match=r"No image fills 99x30 pixels: got 12 images.*Lower image_size"):
+        filling(source, (30, 99))
 
 
 def test_parts_have_fingerprints_of_their_own() -> None:

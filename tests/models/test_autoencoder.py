@@ -16,7 +16,7 @@ from torch import Tensor
 from conftest import assert_close
 from davae import AutoencoderDA
 from davae.models.faces import weights_hash
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.models.tiling import run_tiled
 
 CHANNELS = 4
@@ -125,13 +125,13 @@ def test_calibrated_detail_has_mean_zero_and_variance_one_for_the_pair(base: Any
     if base.config.get("latents_mean") is None:  # what stock pipelines compute
         shift = base.config.get("shift_factor") or 0.0
         seen = (stored - shift) * base.config.scaling_factor
-        assert_close(LatentScaling.of(model).normalise(stored), seen, 1e-6)
+        assert_close(scaling_of(model).normalise(stored), seen, 1e-6)
     else:
-        seen = LatentScaling.of(model).normalise(stored)
+        seen = scaling_of(model).normalise(stored)
     detail = seen[:, CHANNELS:]
     assert detail.mean(dim=(0, 2, 3)).abs().max() < 1e-4
     assert (detail.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-4
-    assert_close(seen[:, :CHANNELS], LatentScaling.of(base).normalise(stored[:, :CHANNELS]), 1e-6)
+    assert_close(seen[:, :CHANNELS], scaling_of(base).normalise(stored[:, :CHANNELS]), 1e-6)
     # A latent cache starts from raw moments and must reach the same numbers.
     base_latent, mean, _ = model.moments(batch)
     assert_close(model.raw_scaling.normalise(model.layout.join(base_latent, mean)), seen, 1e-4)
@@ -142,7 +142,7 @@ def test_posterior_spread_is_scaled_as_its_mean(base: Any) -> None:
     model, image = calibrated(base), images()
     _, _, logvar = model.moments(image)
     posterior = model.encode(image).latent_dist
-    seen = posterior.std[:, CHANNELS:] * torch.tensor(LatentScaling.of(model).scale[CHANNELS:]).view(1, -1, 1, 1)
+    seen = posterior.std[:, CHANNELS:] * torch.tensor(scaling_of(model).scale[CHANNELS:]).view(1, -1, 1, 1)
     want = (0.5 * logvar).exp() / torch.tensor(model.config.detail_std).view(1, -1, 1, 1)
     assert_close(seen, want, 1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from conftest import assert_close
 from davae import AutoencoderDA
 from davae.models.blocks import DetailUpBlock
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from models.families import BASES, CHANNELS, calibrated, flux2, images, tiny, up_block
 
 
@@ -69,7 +69,7 @@ def test_scaled_units_are_those_of_the_base(base: Any) -> None:
     latent = model.encode(image).latent_dist.mode()
     assert torch.equal(other.encode(image).latent_dist.mode(), latent)  # raw outside
     raw, detail, _ = model.moments(image)
-    scaled = LatentScaling.of(base).normalise(raw)
+    scaled = scaling_of(base).normalise(raw)
     # Only tiny autoencoders come with the units of their transformer.
     assert torch.equal(scaled, raw) == ("Tiny" in type(base).__name__ or "TAE" in type(base).__name__)
     want = model.decoder(torch.cat([scaled, detail], dim=1))
@@ -89,7 +89,7 @@ def test_weights_divided_by_the_scale_take_scaled_units(name: str) -> None:
     model, image = calibrated(base), images()
     other = twin(model, base, base_units="scaled", decoder_order="detail_first")
     weight, block = folded(up_block(model)), up_block(other)
-    weight[:, :CHANNELS] /= torch.tensor(LatentScaling.of(base).scale).view(1, -1, 1, 1)
+    weight[:, :CHANNELS] /= torch.tensor(scaling_of(base).scale).view(1, -1, 1, 1)
     block.conv.weight.copy_(torch.cat([weight[:, CHANNELS:], weight[:, :CHANNELS]], dim=1) - shortcut_weight(block))
     latent = model.encode(image).latent_dist.mode()
     assert_close(other.decode(latent).sample, model.decode(latent).sample)

@@ -51,6 +51,17 @@ def test_rotation_keeps_the_dtype_of_queries() -> None:
     assert torch.equal(turned, rotate(q.float(), cos, sin).bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_compiler_sees_the_same_rotation(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    cos, sin = rotary_tables(8, 2)
+    q = torch.randn(2, 4, 3, 8, dtype=dtype).transpose(1, 2)  # heads lie inside tokens, as behind a projection
+    eager = rotate(q, cos, sin)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = rotate(q, cos, sin)
+    assert eager.dtype == compiled.dtype == dtype
+    assert_close(compiled.double(), eager.double(), 1e-6 if dtype != torch.bfloat16 else 1e-2)
+
+
 def test_sizes_without_whole_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden_size=6"):
         sincos_position_table(6, 4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae import AutoencoderDA
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from models.families import CHANNELS, calibrated, flux2, images
 
 DETAIL = 6
@@ -52,7 +52,7 @@ def seen_by_pipeline(pipe: Flux2Pipeline, image: Tensor) -> Tensor:
 @torch.no_grad()
 def test_our_scaling_of_the_base_is_the_pipelines(base: Any) -> None:
     pipe, image = pipeline(base), images()
-    seen = LatentScaling.of(base).normalise(base.encode(image).latent_dist.mode())
+    seen = scaling_of(base).normalise(base.encode(image).latent_dist.mode())
     assert_close(Flux2Pipeline._patchify_latents(seen), seen_by_pipeline(pipe, image), 1e-5)
     assert_close(Flux2Pipeline._unpatchify_latents(seen_by_pipeline(pipe, image)), seen, 1e-5)
 
@@ -60,7 +60,7 @@ def test_our_scaling_of_the_base_is_the_pipelines(base: Any) -> None:
 @torch.no_grad()
 def test_our_scaling_of_the_upgrade_is_the_pipelines(model: AutoencoderDA) -> None:
     pipe, image = pipeline(model), images()
-    seen = LatentScaling.of(model).normalise(model.encode(image).latent_dist.mode())
+    seen = scaling_of(model).normalise(model.encode(image).latent_dist.mode())
     assert_close(Flux2Pipeline._patchify_latents(seen), seen_by_pipeline(pipe, image), 1e-5)
     raw, mean, _ = model.moments(image)
     from_cache = model.raw_scaling.normalise(model.layout.join(raw, mean))
@@ -113,7 +113,7 @@ def test_the_stock_pipeline_draws_saves_and_loads(model: AutoencoderDA, tmp_path
     tokens = draw(pipe, "latent")
     assert tokens.shape == (1, 2 * 4, 4 * (CHANNELS + DETAIL))  # f8 and patches of 2: 16 pixels a token
     packed = tokens.transpose(1, 2).unflatten(2, (2, 4))
-    stored = LatentScaling.of(model).denormalise(Flux2Pipeline._unpatchify_latents(packed))
+    stored = scaling_of(model).denormalise(Flux2Pipeline._unpatchify_latents(packed))
     assert_close((model.decode(stored).sample / 2 + 0.5).clamp(0, 1), picture)
 
     pipe.save_pretrained(tmp_path)

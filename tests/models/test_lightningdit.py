@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from conftest import assert_close
 from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT
+from davae.sampling.pipeline import LightningDiTPipeline
+from tiny_pair import build_tiny_pair
 
 TINY: dict[str, Any] = {
     "sample_size": 4,
@@ -167,19 +170,53 @@ def test_autocast_is_close_and_trains(qk_norm: bool) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_gradient_checkpointing_does_not_change_gradients() -> None:
-    model, arguments = tiny(), inputs()
+def adapted(model: LightningDiT) -> LightningDiT:
+    """Frozen, with LoRA on its blocks; no adapter is left at its zero start."""
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["qkv", "w3"]), model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora", "frozen but for the last block"])
+def test_gradient_checkpointing_does_not_change_gradients(kind: str) -> None:
+    model, arguments = tiny(qk_norm=True), inputs()
+    if kind == "lora":  # what enters a block needs no gradient: reentrant checkpointing would give none
+        model = adapted(model)
+    elif kind != "whole":
+        model.requires_grad_(False)
+        model.blocks[-1].requires_grad_(True)
     runs: list[int] = []
-    model.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    model.blocks[0].attn.register_forward_pre_hook(lambda *_: runs.append(1))
     gradients = []
     for is_enabled in (False, True):
         if is_enabled:
             model.enable_gradient_checkpointing()
         model.zero_grad()
         model(*arguments).sample.square().mean().backward()
-        gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
-    assert len(runs) == 3  # once without, twice with
-    assert_close(gradients[1], gradients[0], 1e-6)
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
+    # Once without; with it once forward, and again where its gradients are asked for.
+    assert len(runs) == (2 if kind.startswith("frozen") else 3)
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient.any(), name
+        assert_close(gradients[1][name], gradient, 1e-6)
+    model.disable_gradient_checkpointing()
+    runs.clear()
+    model(*arguments).sample.mean().backward()
+    assert len(runs) == 1
+
+
+def test_nothing_is_recomputed_without_gradients() -> None:
+    model, runs = tiny(), []
+    model.enable_gradient_checkpointing()
+    model.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        model(*inputs())
+    assert len(runs) == 1
 
 
 def test_no_class_is_the_last_label_and_training_mode_drops_nothing() -> None:
@@ -204,6 +241,40 @@ def test_wrong_inputs_are_explained() -> None:
         LightningDiT(**(TINY | {"sample_size": 5, "patch_size": 2}))
     with pytest.raises(ValueError, match="hidden_size=30"):
         LightningDiT(**(TINY | {"hidden_size": 30}))
+
+
+def test_weights_of_another_function_are_not_loaded(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "without")
+    tiny(qk_norm=True).save_pretrained(tmp_path / "with")
+    with pytest.raises(ValueError, match=r"without are of another model: qk_norm is on .* off in the weights"):
+        LightningDiT.from_pretrained(tmp_path / "without", qk_norm=True)
+    with pytest.raises(ValueError, match=r"off in the model and on in the weights.*qk_norm \(use_qknorm\) to true"):
+        LightningDiT.from_pretrained(tmp_path / "with", qk_norm=False)
+    with pytest.raises(
+        ValueError, match=r"incomplete: 14 tensors of LightningDiT are missing, for example blocks\.2"
+    ):
+        LightningDiT.from_pretrained(tmp_path / "with", num_layers=3)
+    model, found = LightningDiT.from_pretrained(tmp_path / "with", output_loading_info=True)
+    assert model.config.qk_norm
+    assert not found["missing_keys"]
+
+
+def test_a_pair_with_weights_of_another_function_is_not_loaded(tmp_path: Path) -> None:
+    folder = build_tiny_pair(tmp_path / "pair")
+    config = folder / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"qk_norm": false', '"qk_norm": true'))
+    with pytest.raises(ValueError, match="qk_norm is on in the model and off in the weights"):
+        LightningDiTPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("adaln_shift", [True, False])
+def test_weights_may_be_in_half_precision_altogether(adaln_shift: bool) -> None:
+    """`to` casts the rotary tables too, which loading keeps in float32."""
+    model, (latent, time, labels) = tiny(adaln_shift=adaln_shift, qk_norm=True), inputs()
+    exact = model(latent, time, labels).sample
+    rounded = model.to(torch.bfloat16)
+    assert rounded.feat_rope.freqs_cos.dtype == torch.bfloat16
+    assert_close(rounded(latent.bfloat16(), time, labels).sample.float(), exact, 0.08)
 
 
 def test_stored_name_never_moves() -> None:

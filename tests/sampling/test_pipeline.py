@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import davae
 from conftest import assert_close
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.sampling.denoise import draw_noise
 from davae.sampling.pipeline import LightningDiTPipeline
 
@@ -112,7 +112,7 @@ def test_decoding_undoes_what_the_transformer_sees(pipe: LightningDiTPipeline) -
     image = torch.rand(1, 3, pipe.image_size, pipe.image_size) * 2 - 1
     encoded = pipe.vae.encode(image)
     stored = encoded.latent_dist.mode() if isinstance(pipe.vae, davae.AutoencoderDA) else encoded.latent
-    seen = LatentScaling.of(pipe.vae).normalise(stored)
+    seen = scaling_of(pipe.vae).normalise(stored)
     want = (pipe.vae.decode(stored).sample / 2 + 0.5).clamp(0, 1)
     assert_close(pipe.decode(seen, "pt"), want, 1e-4)
 

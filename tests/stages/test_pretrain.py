@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from transformers import Dinov2Config, Dinov2Model
 
 from davae.data.solids import SolidsSource
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.recipe import RecipeError, parse_recipe
 from tiny_run import run, skipped
 
@@ -52,7 +52,7 @@ def test_an_autoencoder_alone_is_a_whole_run(tmp_path: Path) -> None:
     autoencoder = AutoencoderKL.from_pretrained(folder / "pretrain" / "vae").eval()
     images = SolidsSource(24).images(range(24), 16) / 127.5 - 1
     with torch.no_grad():
-        latents = LatentScaling.of(autoencoder).normalise(autoencoder.encode(images).latent_dist.mode())
+        latents = scaling_of(autoencoder).normalise(autoencoder.encode(images).latent_dist.mode())
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
     assert autoencoder.config.scaling_factor == 1.0

@@ -9,9 +9,10 @@ from davae.convert.folder import load_base
 from davae.convert.keys import ConversionError
 from davae.convert.kl import scaling_config
 from davae.convert.source import Statistics
+from davae.core.scaling import LatentScaling
 from davae.models.faces import layout_of
 from davae.models.loading import STRUCTURED, load_autoencoder
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 
 
 def load_half(path: Path, statistics: Statistics | None = None) -> Any:
@@ -30,7 +31,7 @@ def load_half(path: Path, statistics: Statistics | None = None) -> Any:
     if statistics is not None:
         _declare(vae, statistics, path)
     try:
-        LatentScaling.of(vae)
+        scaling_of(vae)
     except ValueError:
         raise ConversionError(
             f"{path} does not say how its latents are normalised, and a transformer sees normalised ones. Pass the "
@@ -49,7 +50,7 @@ def _declare(vae: Any, statistics: Statistics, path: Path) -> None:
         )
     wanted = LatentScaling(statistics.mean, tuple(1 / std for std in statistics.std))
     scaling = scaling_config(layout_of(vae).channels, statistics)
-    if vae.config.latents_mean is not None and not _equal(LatentScaling.of(vae), wanted):
+    if vae.config.latents_mean is not None and not _equal(scaling_of(vae), wanted):
         raise ConversionError(
             f"{path} declares other latent statistics than those given. Leave the statistics out if the transformer "
             f"was trained with the autoencoder's own; else give the autoencoder without any."

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to 8-bit RGB, and from there to a square tensor.
+"""From the bytes of an image file to 8-bit RGB, and from there to a tensor of a given size.
 
 Owns what "usable" means: readable to the last row, and large enough that it never has to be enlarged. Colour
 profiles are not applied, as in the training sets of the pretrained pairs.
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from davae.data.buckets import Size
 
 # Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -40,6 +42,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)  # stored with rows and columns exchanged
 
 
 class UnusableImage(ValueError):
@@ -77,8 +80,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
-def check_image(data: bytes, name: str, min_side: int) -> None:
+def check_image(data: bytes, name: str, min_side: int) -> Size:
     """Check that `decode_image` will work and that the shorter side has `min_side` pixels, cheaply.
+
+    Returns:
+        (height, width) of what `decode_image` gives, which is upright.
 
     Raises:
         UnusableImage: It is truncated, unreadable or too small.
@@ -92,39 +98,40 @@ def check_image(data: bytes, name: str, min_side: int) -> None:
                 # At an eighth of the size the whole entropy stream is read, but hardly any pixel is computed.
                 image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
                 image.load()
-                _orientation(image)
-                return
+                return (width, height) if _orientation(image) in _LYING else (height, width)
     except UnusableImage:
         raise
     except _DECODER_ERRORS as error:
         raise UnusableImage(name, _reason(data, error)) from error
-    decode_image(data, name)
+    width, height = decode_image(data, name).size
+    return height, width
 
 
-def center_crop_resize(image: Image.Image, size: int) -> Tensor:
-    """Shrink until the shorter side is `size`, then crop the centre square (the protocol of ADM).
+def center_crop_resize(image: Image.Image, size: int | Size) -> Tensor:
+    """Shrink until the image just fills `size`, then crop the centre (for squares, the protocol of ADM).
 
     Args:
         image: RGB.
-        size: Side of the result in pixels, at most the shorter side of the image.
+        size: Of the result in pixels, (height, width) or the side of a square; the image has at least these.
 
     Returns:
-        uint8 [3, size, size] in [0, 255].
+        uint8 [3, height, width] in [0, 255].
 
     Raises:
         ValueError: The image would have to be enlarged.
     """
-    if not 1 <= size <= min(image.size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (1 <= width <= image.width and 1 <= height <= image.height):
         raise ValueError(
-            f"cannot crop to {size}x{size}: got an image of {image.width}x{image.height}; allowed are sides from "
-            f"1 to {min(image.size)}, images are never enlarged; ask for a smaller size or set a larger min_side"
+            f"cannot crop to {width}x{height}: got an image of {image.width}x{image.height}; allowed are sides from "
+            f"1 to those of the image, which is never enlarged; ask for a smaller size or set a larger min_side"
         )
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.array(image.crop((left, top, left + width, top + height)))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -1,13 +1,15 @@
 """The latent cache: raw moments in safetensors shards, a manifest beside them, everything by sample id.
 
 What is stored is what the encoder said (base mode; detail mean and log-variance), so that normalisation and
-the posterior draw happen at load and a change of either never means encoding again.
+the posterior draw happen at load and a change of either never means encoding again. Images of several sizes are
+stored bucket by bucket; a shard holds one size.
 """
 
 import json
-import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from davae.core.layout import LatentLayout
+from davae.core.scaling import LatentScaling
 from davae.data.source import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)  # 1 knows neither buckets nor statistics of phases
 _MANIFEST = "manifest.json"
 
 
@@ -31,10 +35,10 @@ class CacheManifest:
         layout: channels of the moments.
         autoencoder: hash of the autoencoder's weights and config.
         source: fingerprint of the images.
-        size: side of the images, pixels.
+        size: side of the images, pixels; with buckets, of the square of their area.
         flips: whether every sample is also stored mirrored.
         dtype: of the stored moments.
-        shift: raw latent -> transformer's latent, per channel: (raw - shift) * scale.
+        shift: with `scale` and `patch`, the fields of `scaling`.
         scale: see `shift`.
         class_names: names of the labels; empty without classes.
         shards: file name and number of samples of each shard, in order.
@@ -43,6 +47,9 @@ class CacheManifest:
         captions: a caption a sample.
         skipped: (name, reason) of images that could not be used.
         precision: in which the autoencoder encoded.
+        patch: see `shift`.
+        buckets: (height, width, number of samples) of each size of images, pixels, in storage order; () stands for
+            squares of `size`. A number may be 0.
     """
 
     layout: LatentLayout
@@ -60,7 +67,18 @@ class CacheManifest:
     captions: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = field(default=())
     precision: str = "fp32"
+    patch: int = 1
+    buckets: tuple[tuple[int, int, int], ...] = ()
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            object.__setattr__(self, "buckets", ((self.size, self.size, len(self.ids)),))
+
+    @property
+    def scaling(self) -> LatentScaling:
+        """Raw latent -> the transformer's latent."""
+        return LatentScaling(self.shift, self.scale, self.patch)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -74,6 +92,7 @@ class CacheManifest:
             "precision": self.precision,
             "base_channels": self.layout.base_channels,
             "detail_channels": self.layout.detail_channels,
+            "buckets": tuple((height, width) for height, width, _ in self.buckets),
         }
 
 
@@ -125,10 +144,10 @@ class LatentCache:
         if not path.exists():
             raise DataError(f"There is no complete latent cache in {folder}. Make one with 'davae cache RECIPE'.")
         stored = json.loads(path.read_text())
-        if stored["format_version"] != FORMAT_VERSION:
+        if stored["format_version"] not in _READABLE:
             raise DataError(
                 f"The latent cache in {folder} has format {stored['format_version']}; this davae reads "
-                f"{FORMAT_VERSION}. Re-run 'davae cache RECIPE'."
+                f"{' and '.join(map(str, _READABLE))}. Re-run 'davae cache RECIPE'."
             )
         self.folder = folder
         self.manifest = _manifest(stored)
@@ -137,13 +156,19 @@ class LatentCache:
         for name, count in self.manifest.shards:
             _check_shard(folder / name, count)
             self._starts.append(self._starts[-1] + count)
-        if self._starts[-1] != len(self.manifest.ids):
+        self._bucket_starts = [0, *accumulate(count for *_, count in self.manifest.buckets)]
+        if not self._starts[-1] == self._bucket_starts[-1] == len(self.manifest.ids):
             raise DataError(
                 f"The latent cache in {folder} is inconsistent: {self._starts[-1]} stored, "
-                f"{len(self.manifest.ids)} named. Re-run 'davae cache RECIPE'."
+                f"{len(self.manifest.ids)} named, {self._bucket_starts[-1]} in buckets. Re-run 'davae cache RECIPE'."
             )
-        self._open: dict[str, Any] = {}
-        self._pid = os.getpid()
+        self._scaling = self.manifest.scaling
+        if self._scaling.channels != self.manifest.layout.channels:
+            raise DataError(
+                f"The latent cache in {folder} holds {self.manifest.layout.channels} channels and statistics of "
+                f"{self._scaling.channels}. Re-run 'davae cache RECIPE': format 1 could not hold this autoencoder's."
+            )
+        self._mapped: dict[str, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.manifest.ids)
@@ -161,39 +186,64 @@ class LatentCache:
         """Raw moments of samples, fp32: mean [N, C + D, h, w] and log-variance [N, D, h, w] (D may be 0).
 
         Args:
-            indices: in storage order.
+            indices: in storage order, all of one bucket.
             flipped: which samples to take mirrored; None takes none.
+
+        Raises:
+            DataError: the samples are of several sizes, or mirrored ones were not stored.
+            IndexError: there is no such sample.
         """
+        self._require_one_size(indices)
         flags = [False] * len(indices) if flipped is None else [bool(flag) for flag in flipped]
         if any(flags) and not self.manifest.flips:
             raise DataError(f"The latent cache in {self.folder} holds no mirrored samples; re-run with cache.flips.")
-        means, logvars = zip(*map(self._read, indices, flags), strict=True)
-        return torch.stack(means).float(), torch.stack(logvars).float()
+        mean = self._gather("mean", indices, flags)
+        if self.manifest.layout.detail_channels == 0:
+            return mean, mean[:, :0]
+        return mean, self._gather("logvar", indices, flags)
 
     def normalise(self, latent: Tensor) -> Tensor:
         """Raw latent [N, C + D, h, w] -> the transformer's latent."""
-        shift = torch.tensor(self.manifest.shift, device=latent.device).view(1, -1, 1, 1)
-        scale = torch.tensor(self.manifest.scale, device=latent.device).view(1, -1, 1, 1)
-        return (latent - shift) * scale
+        return self._scaling.normalise(latent)
 
-    def _read(self, index: int, flip: bool) -> tuple[Tensor, Tensor]:
-        shard = next(k for k in range(len(self._starts) - 1) if index < self._starts[k + 1])
-        file, row = self._file(self.manifest.shards[shard][0]), index - self._starts[shard]
-        suffix = "_flip" if flip else ""
-        mean = file.get_slice(f"mean{suffix}")[row]
-        if self.manifest.layout.detail_channels == 0:
-            return mean, mean[:0]
-        return mean, file.get_slice(f"logvar{suffix}")[row]
+    def _require_one_size(self, indices: Sequence[int]) -> None:
+        lowest, highest = min(indices), max(indices)
+        if lowest < 0 or highest >= len(self):
+            raise IndexError(
+                f"The latent cache in {self.folder} has samples 0 to {len(self) - 1}; got {lowest, highest}."
+            )
+        buckets = sorted({bisect_right(self._bucket_starts, index) for index in (lowest, highest)})
+        if len(buckets) > 1:
+            sizes = ", ".join("{}x{}".format(*self.manifest.buckets[bucket - 1]) for bucket in buckets)
+            raise DataError(
+                f"Latents of several sizes do not stack; got samples of images of {sizes} (height x width). Read "
+                f"one bucket at a time, as BucketOrder does for every step of a training."
+            )
 
-    def _file(self, name: str) -> Any:
-        if self._pid != os.getpid():  # a forked worker must not share file handles
-            self._open, self._pid = {}, os.getpid()
-        if name not in self._open:
-            self._open[name] = safe_open(self.folder / name, framework="pt")
-        return self._open[name]
+    def _gather(self, name: str, indices: Sequence[int], flags: Sequence[bool]) -> Tensor:
+        rows = [
+            self._row(f"{name}_flip" if flip else name, index) for index, flip in zip(indices, flags, strict=True)
+        ]
+        # From the file to their place and dtype in one pass, which stacking and converting would do in two.
+        result = torch.empty(len(rows), *rows[0].shape)
+        for place, row in enumerate(rows):
+            result[place] = row
+        return result
+
+    def _row(self, name: str, index: int) -> Tensor:
+        shard = bisect_right(self._starts, index) - 1
+        return self._shard(shard)[name][index - self._starts[shard]]
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """Tensors that stay in the file: only rows that are read take memory, and the system may take it back."""
+        name = self.manifest.shards[number][0]
+        if name not in self._mapped:
+            with safe_open(self.folder / name, framework="pt") as file:
+                self._mapped[name] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return self._mapped[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_mapped": {}}
 
 
 def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -257,6 +307,7 @@ def _manifest(stored: dict[str, Any]) -> CacheManifest:
         key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
     }
     values["layout"] = LatentLayout(**stored["layout"])
+    values["buckets"] = tuple((height, width, count) for height, width, count in stored.get("buckets", ()))
     values["shards"] = tuple((name, count) for name, count in stored["shards"])
     values["skipped"] = tuple((name, reason) for name, reason in stored["skipped"])
     return CacheManifest(**values)

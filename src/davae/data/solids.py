@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from davae.core.randomness import generator
+from davae.data.buckets import Size
 
 SHAPES = ("sphere", "box", "pyramid")
 MATERIALS = ("plain", "striped", "checked", "dotted", "ringed", "marbled")
@@ -37,6 +38,7 @@ class SolidsSource:
         self.class_names = tuple(f"{material} {shape}" for shape in SHAPES for material in MATERIALS)
         self.ids = [f"solid-{seed}-{index}" for index in range(count)]
         self.labels = [index % len(self.class_names) for index in range(count)]
+        self.sizes: Sequence[Size] | None = None
         self.skipped: tuple[tuple[str, str], ...] = ()
         self.fingerprint = f"solids-1-{seed}-{count}"
 
@@ -48,8 +50,13 @@ class SolidsSource:
         """A sentence for every scene, for example "a striped red box"."""
         return [self._caption(index) for index in range(self.count)]
 
-    def images(self, indices: Sequence[int], size: int) -> Tensor:
-        """Render the scenes `indices`: uint8 [N, 3, size, size]."""
+    def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
+        """Render the scenes `indices`: uint8 [N, 3, size, size], or the centre (height, width) of a larger square."""
+        if not isinstance(size, int):
+            height, width = size
+            side = max(size)
+            top, left = (side - height) // 2, (side - width) // 2
+            return self.images(indices, side)[:, :, top : top + height, left : left + width]
         draws = torch.stack([self._draws(index) for index in indices])
         classes = [self.labels[index] for index in indices]
         result = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)

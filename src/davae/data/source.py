@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from davae.data.buckets import Size
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
 
 _CAPTION_KEYS = ("text", "caption", "prompt")
@@ -44,6 +45,10 @@ class ImageSource(Protocol):
         """ "" where there is none."""
 
     @property
+    def sizes(self) -> Sequence[Size] | None:
+        """(height, width) of each image as it is shown, pixels; None where images are drawn at any size."""
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Empty when the set has no classes."""
 
@@ -58,8 +63,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """How many images there are."""
 
-    def images(self, indices: Sequence[int], size: int) -> Tensor:
-        """Return the images, uint8 [N, 3, size, size] in [0, 255]."""
+    def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
+        """Return the images, uint8 [N, 3, height, width] in [0, 255]; an int is the side of squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class FileSource:
     ids: Sequence[str]
     labels: Sequence[int]
     captions: Sequence[str]
+    sizes: Sequence[Size]
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     fingerprint: str
@@ -121,7 +127,7 @@ class FileSource:
             raise DataError(f"cannot open {where}: got min_side {min_side}; allowed are 1 and more; correct it")
         candidates = tuple(records)
         self.class_names = _class_names(where, candidates, class_names)
-        reasons = _check_all(candidates, min_side)
+        sizes, reasons = _check_all(candidates, min_side)
         self._records = tuple(record for record in candidates if record.id not in reasons)
         self.skipped = tuple(sorted([*skipped, *reasons.items()]))
         if not self._records:
@@ -134,26 +140,28 @@ class FileSource:
         self.ids = [record.id for record in self._records]
         self.labels = [record.label or 0 for record in self._records]
         self.captions = [record.caption for record in self._records]
+        self.sizes = [sizes[record.id] for record in self._records]
         self.fingerprint = _fingerprint(self._records, self.class_names)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def images(self, indices: Sequence[int], size: int) -> Tensor:
+    def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """Decode, shrink and centre-crop images.
 
         Args:
             indices: Positions in `ids`.
-            size: Side in pixels, at most the shorter side of each of the images.
+            size: (height, width) in pixels or the side of squares; each of the images has at least these.
 
         Returns:
-            uint8 [N, 3, size, size] in [0, 255].
+            uint8 [N, 3, height, width] in [0, 255].
 
         Raises:
             DataError: An image would have to be enlarged, or its file changed since the set was opened.
         """
         records = [self._records[index] for index in indices]
-        images = torch.empty(len(records), 3, size, size, dtype=torch.uint8)
+        height, width = (size, size) if isinstance(size, int) else size
+        images = torch.empty(len(records), 3, height, width, dtype=torch.uint8)
 
         def fill(position: int) -> None:
             images[position] = _load(records[position], size)
@@ -211,7 +219,7 @@ def read_text(data: bytes, where: str) -> str:
         raise DataError(f"cannot read {where}: got {error}; allowed is UTF-8; convert the file") from error
 
 
-def _load(record: Record, size: int) -> Tensor:
+def _load(record: Record, size: int | Size) -> Tensor:
     try:
         return center_crop_resize(decode_image(record.read(), record.id), size)
     except (UnusableImage, OSError) as error:
@@ -223,21 +231,23 @@ def _load(record: Record, size: int) -> Tensor:
         raise DataError(f"image {record.id}: {error}") from error
 
 
-def _check_all(records: Sequence[Record], min_side: int) -> dict[str, str]:
-    def check(start: int) -> list[tuple[str, str]]:
-        reasons = []
+def _check_all(records: Sequence[Record], min_side: int) -> tuple[dict[str, Size], dict[str, str]]:
+    """Sizes of the usable images and reasons against the others, both by id."""
+    sizes: dict[str, Size] = {}
+    reasons: dict[str, str] = {}
+
+    def check(start: int) -> None:
         for record in records[start : start + _RECORDS_PER_JOB]:
             try:
-                check_image(record.read(), record.id, min_side)
+                sizes[record.id] = check_image(record.read(), record.id, min_side)
             except UnusableImage as error:
-                reasons.append((record.id, error.reason))
+                reasons[record.id] = error.reason
             except OSError as error:
-                reasons.append((record.id, f"unreadable: {error.strerror}"))
-        return reasons
+                reasons[record.id] = f"unreadable: {error.strerror}"
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        jobs = pool.map(check, range(0, len(records), _RECORDS_PER_JOB))
-        return dict(reason for job in jobs for reason in job)
+        list(pool.map(check, range(0, len(records), _RECORDS_PER_JOB)))  # list() raises what a thread raised
+    return sizes, reasons
 
 
 def _class_names(where: str, records: Sequence[Record], names: tuple[str, ...]) -> tuple[str, ...]:

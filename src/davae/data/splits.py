@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from davae.core.randomness import permutation
+from davae.data.buckets import Size
 from davae.data.folder import FolderSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
@@ -20,6 +21,7 @@ class Subset:
         self.ids = [source.ids[index] for index in self.indices]
         self.labels = [source.labels[index] for index in self.indices]
         self.captions = [source.captions[index] for index in self.indices]
+        self.sizes = None if source.sizes is None else [source.sizes[index] for index in self.indices]
         self.class_names = source.class_names
         self.skipped = source.skipped
         self.fingerprint = f"{source.fingerprint}-{name}-{len(self.indices)}"
@@ -27,7 +29,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def images(self, indices: Sequence[int], size: int) -> Tensor:
+    def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """See `ImageSource`."""
         return self.source.images([self.indices[index] for index in indices], size)
 
@@ -47,6 +49,21 @@ def first(source: ImageSource, count: int, name: str = "test") -> ImageSource:
     if count >= len(source):
         return source
     return Subset(source, [index * len(source) // count for index in range(count)], name)
+
+
+def filling(source: ImageSource, size: int | Size) -> ImageSource:
+    """The images of a source that fill a size, (height, width) or the side of a square, without being enlarged."""
+    if source.sizes is None:
+        return source
+    tall, wide = (size, size) if isinstance(size, int) else size
+    indices = [index for index, (height, width) in enumerate(source.sizes) if height >= tall and width >= wide]
+    if not indices:
+        raise DataError(
+            f"No image fills {wide}x{tall} pixels: got {len(source)} images, for example {source.ids[0]} of "
+            f"{source.sizes[0][1]}x{source.sizes[0][0]}; allowed are images of at least this size. Lower image_size "
+            f"or take larger images."
+        )
+    return source if len(indices) == len(source) else Subset(source, indices, f"{wide}x{tall}")
 
 
 def open_train_test(

@@ -21,11 +21,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
+from davae.core.scaling import LatentScaling
 from davae.models.bases import build_base, family_of
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
 from davae.models.inherit import constructor_arguments, extended_norm, inherited_scaling, load_trunk
 from davae.models.posterior import LOGVAR_RANGE, StructuredOutput, StructuredPosterior
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.models.tiling import run_tiled
 from davae.models.warm_start import warm_start
 
@@ -199,7 +200,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         """From raw latents (`moments`) to the transformer's: the base's scaling, then the detail statistics."""
         self._require_calibration("normalise latents")
         detail = LatentScaling(tuple(self.config.detail_mean), tuple(1 / std for std in self.config.detail_std))
-        return LatentScaling.of(self.base_vae).extend(detail.shift, detail.scale)
+        return scaling_of(self.base_vae).extend(detail.shift, detail.scale)
 
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Store the measured raw mean and standard deviation of the detail channels, each [D], in the config."""
@@ -337,7 +338,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _inner_base(self, base: Tensor) -> Tensor:
         """Raw base latent -> its units inside the decoder."""
-        return LatentScaling.of(self.base_vae).normalise(base) if self.config.base_units == "scaled" else base
+        return scaling_of(self.base_vae).normalise(base) if self.config.base_units == "scaled" else base
 
     def _joint(self, base: Tensor, detail: Tensor) -> Tensor:
         """What the decoder takes: both parts in its own order."""
@@ -348,7 +349,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         The pair's formula (stored - b) * a must give (raw - mean) / std.
         """
-        stored = LatentScaling.of(self)
+        stored = scaling_of(self)
         first, step = self.layout.base_channels * stored.patch**2, stored.patch**2  # detail phases are all alike
         a = torch.tensor(stored.scale[first::step])
         b = torch.tensor(stored.shift[first::step])

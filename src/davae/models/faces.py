@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
+from davae.core.scaling import LatentScaling
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.bases import family_of
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 
 
 def layout_of(autoencoder: Any) -> LatentLayout:
@@ -37,7 +38,7 @@ def raw_moments(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def raw_scaling(autoencoder: Any) -> LatentScaling:
     """From raw moments to what the transformer sees."""
-    return autoencoder.raw_scaling if isinstance(autoencoder, AutoencoderDA) else LatentScaling.of(autoencoder)
+    return autoencoder.raw_scaling if isinstance(autoencoder, AutoencoderDA) else scaling_of(autoencoder)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,89 +1,35 @@
-"""Owner of latent scaling: how an autoencoder's stored latent becomes what its transformer sees.
+"""Reads the latent scaling that an autoencoder declares.
 
 Three conventions of diffusers are read here and nowhere else: per-channel `latents_mean` / `latents_std`
 (VA-VAE, LightningDiT), the scalars `scaling_factor` / `shift_factor` (SD, SD3, FLUX, DC-AE), and FLUX.2's batch
 norm over latents packed 2x2, which has its own statistics for each of the four positions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from davae.core.scaling import LatentScaling
 
 
-@dataclass(frozen=True)
-class LatentScaling:
-    """normalised = (latent - shift) * scale.
+def scaling_of(autoencoder: Any) -> LatentScaling:
+    """The convention that an autoencoder declares, for the latent that `encode` emits.
 
-    Args:
-        shift: [K patch^2]: of a channel, or of each phase of a channel (index k * patch^2 + patch * dy + dx).
-        scale: [K patch^2], positive.
-        patch: side of the patches whose positions have statistics of their own; 1 where only channels do.
+    Raises:
+        ValueError: it declares none.
     """
-
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-    patch: int = 1
-
-    @classmethod
-    def of(cls, autoencoder: Any) -> "LatentScaling":
-        """The convention that an autoencoder declares, for the latent that `encode` emits."""
-        config = autoencoder.config
-        if config.get("batch_norm_eps") is not None:
-            norm = autoencoder.bn
-            scale = (norm.running_var.double() + config.batch_norm_eps).rsqrt()
-            return cls(tuple(norm.running_mean.tolist()), tuple(scale.tolist()), patch=2)
-        channels = config.latent_channels
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            return cls(tuple(map(float, mean)), tuple(1 / float(value) for value in std))
-        factor = config.get("scaling_factor")
-        if factor is None:
-            raise ValueError(
-                f"{type(autoencoder).__name__} declares neither latents_mean/latents_std nor scaling_factor; "
-                f"its latents cannot be normalised. Set one of them in its config."
-            )
-        shift = config.get("shift_factor") or 0.0  # None in SD, DC-AE and PixArt bases
-        return cls((float(shift),) * channels, (float(factor),) * channels)
-
-    @property
-    def channels(self) -> int:
-        """K."""
-        return len(self.shift) // self.patch**2
-
-    def extend(self, shift: Sequence[float], scale: Sequence[float]) -> "LatentScaling":
-        """This scaling with further channels appended, one value a channel."""
-        phases = range(self.patch**2)
-        return LatentScaling(
-            self.shift + tuple(value for value in shift for _ in phases),
-            self.scale + tuple(value for value in scale for _ in phases),
-            self.patch,
+    config = autoencoder.config
+    if config.get("batch_norm_eps") is not None:
+        norm = autoencoder.bn
+        scale = (norm.running_var.double() + config.batch_norm_eps).rsqrt()
+        return LatentScaling(tuple(norm.running_mean.tolist()), tuple(scale.tolist()), patch=2)
+    channels = config.latent_channels
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return LatentScaling(tuple(map(float, mean)), tuple(1 / float(value) for value in std))
+    factor = config.get("scaling_factor")
+    if factor is None:
+        raise ValueError(
+            f"{type(autoencoder).__name__} declares neither latents_mean/latents_std nor scaling_factor; "
+            f"its latents cannot be normalised. Set one of them in its config."
         )
-
-    def normalise(self, latent: Tensor) -> Tensor:
-        """Stored latent [B, K, h, w] -> the transformer's latent."""
-        shift, scale = self._columns(latent)
-        return self._unpack((self._pack(latent) - shift) * scale)
-
-    def denormalise(self, latent: Tensor) -> Tensor:
-        """The transformer's latent [B, K, h, w] -> stored latent."""
-        shift, scale = self._columns(latent)
-        return self._unpack(self._pack(latent) / scale + shift)
-
-    def _pack(self, latent: Tensor) -> Tensor:
-        return latent if self.patch == 1 else F.pixel_unshuffle(latent, self.patch)
-
-    def _unpack(self, packed: Tensor) -> Tensor:
-        return packed if self.patch == 1 else F.pixel_shuffle(packed, self.patch)
-
-    def _columns(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        if latent.shape[1] != self.channels or any(side % self.patch for side in latent.shape[-2:]):
-            raise ValueError(
-                f"Latent scaling knows {self.channels} channels and sides that are multiples of {self.patch}; got a "
-                f"latent of shape {tuple(latent.shape)}. Check that the latent comes from this autoencoder."
-            )
-        column = (1, -1, 1, 1)
-        return torch.tensor(self.shift).view(column).to(latent), torch.tensor(self.scale).view(column).to(latent)
+    shift = config.get("shift_factor") or 0.0  # None in SD, DC-AE and PixArt bases
+    return LatentScaling((float(shift),) * channels, (float(factor),) * channels)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from davae.models.faces import compression_of
 from davae.models.lightningdit import LightningDiT
-from davae.models.scaling import LatentScaling
+from davae.models.scaling import scaling_of
 from davae.sampling.denoise import denoise
 from davae.sampling.guidance import Guidance, guide_all
 
@@ -111,7 +111,7 @@ class LightningDiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Images of latents that the transformer drew."""
-        stored = LatentScaling.of(self.vae).denormalise(latents.to(self._execution_device, self.vae.dtype))
+        stored = scaling_of(self.vae).denormalise(latents.to(self._execution_device, self.vae.dtype))
         return self.image_processor.postprocess(self.vae.decode(stored).sample, output_type=output_type)
 
     def _check_labels(self, labels: Sequence[int]) -> None:
