@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Convention = Literal["velocity", "native velocity", "noise", "v"]
 """What a model predicts, with data x and standard normal noise n.
@@ -31,6 +33,23 @@ def rebuilt(pipe: Any, components: dict[str, Any], pipeline_class: Any = None) -
     known = signature(type(pipe).__init__).parameters
     settings = {key: value for key, value in pipe.config.items() if key in known and key not in components}
     return (pipeline_class or type(pipe))(**settings, **components)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside a DDP wrap, which hides its config."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def text_device(pipe: Any) -> torch.device:
+    """Where a pipeline's text encoders compute."""
+    device = pipe.text_encoder.device
+    # Sequential offload leaves the weights on "meta" until a layer is called.
+    return pipe._execution_device if device.type == "meta" else device
+
+
+def token_lengths(tokenizer: Any, prompts: list[str]) -> list[int]:
+    """Tokens of each prompt, special ones included, nothing cut off."""
+    return [len(tokens) for tokens in tokenizer(prompts)["input_ids"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +88,20 @@ class Backbone:
     rebuild: Callable[[Any, dict[str, Any]], Any] = rebuilt
     """(pipeline, upgraded components) -> the upgraded pipeline."""
     velocity: Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor] | None = None
-    """(transformer, noisy latent [B, K, h, w], native time [B], conditioning) -> native velocity."""
+    """(transformer or its DDP wrap, noisy latent [B, K, h, w], native time [B], conditioning) -> native velocity
+    [B, K, h, w]. The conditioning is {"label": [B]}, or what `encode_text` gives, in any dtype. None for models that
+    predict noise."""
+    text_parts: tuple[str, ...] = ()
+    """Names of the pipeline's components that encode text, tokenizers among them."""
+    encode_text: Callable[[Any, list[str], int], dict[str, Tensor]] | None = None
+    """(pipeline with its text parts, prompts, max length in tokens) -> tensors [B, ...], by the pipeline's own
+    `encode_prompt`. Their names are arguments of the pipeline's call; with "negative_" before them they are those of
+    the negative prompt. The empty prompt is encoded as the pipeline encodes an empty negative one."""
+    count_tokens: Callable[[Any, list[str], int], dict[str, tuple[int, list[int]]]] | None = None
+    """(pipeline, prompts, max length in tokens) -> for each tokenizer by name: how many tokens it keeps, and how many
+    each prompt has. Special tokens count."""
+    call_with_embeddings: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that the stock pipeline's call needs beside embeddings of a prompt and of a negative one."""
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -1,0 +1,312 @@
+"""The prompt cache: what the text encoders said of every caption, in safetensors shards, found by sample id.
+
+Equal captions share one row, and row 0 is the empty prompt, whose id is `NULL`. Ids are kept as hashes in one sorted
+array (24 bytes a sample), so that a million captions cost a reader, and each of its workers, next to nothing.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from davae.data.latents import save_shard, shard_ranges
+from davae.data.source import DataError
+
+FORMAT_VERSION = 1
+NULL = ""
+"""Id of the empty prompt, which stands for "no caption"."""
+REBUILD = "Rebuild it with 'davae prompts RECIPE'."
+_MANIFEST = "manifest.json"
+_INDEX = "ids.safetensors"
+_DIGEST = 16  # bytes of a hash
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Captions sorted out for encoding.
+
+    Args:
+        prompts: every prompt once; the empty one is the first.
+        digests: hash of each prompt, uint8 [P, 16].
+        ids: sorted hashes of the sample ids and of `NULL`, uint8 [N + 1, 16].
+        rows: for each of `ids`, its position in `prompts`, int64 [N + 1].
+        num_empty: samples with an empty caption.
+    """
+
+    prompts: Sequence[str]
+    digests: NDArray[np.uint8]
+    ids: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    num_empty: int
+
+    @classmethod
+    def of(cls, captions: Mapping[str, str]) -> "PromptSet":
+        """Sort captions out.
+
+        Args:
+            captions: a caption for every sample id. Blank ones become the empty prompt, the others stay as they are.
+
+        Raises:
+            DataError: a caption is not text, or a sample has the id of the empty prompt.
+        """
+        texts = {sample: _text(sample, caption) for sample, caption in captions.items()}
+        if texts.pop(NULL, NULL) != NULL:
+            raise DataError(
+                f"Cannot encode captions: a sample with the caption {captions[NULL][:40]!r} has the empty string as "
+                f"its id, which stands for the empty prompt. Name the sample."
+            )
+        found = {NULL: 0}
+        rows = [found.setdefault(text, len(found)) for text in texts.values()]
+        ids, prompts = _digests((NULL, *texts)), list(found)
+        order = np.argsort(_sortable(ids))
+        return cls(prompts, _digests(prompts), ids[order], np.array([0, *rows], np.int64)[order], rows.count(0))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the ids and their captions, in any order."""
+        digest = hashlib.blake2b(self.ids.tobytes(), digest_size=_DIGEST)
+        digest.update(self.digests[self.rows].tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PromptManifest:
+    """What a prompt cache holds and what made it.
+
+    Args:
+        encoders: hash of the text encoders and tokenizers.
+        max_length: tokens of the long text encoder.
+        dtype: of the stored embeddings, for example "bfloat16".
+        source: fingerprint of the ids and captions.
+        tensors: name -> (dtype, shape of a row). The names are arguments of the pipeline's call.
+        shards: file name and number of rows of each shard, in order.
+    """
+
+    encoders: str
+    max_length: int
+    dtype: str
+    source: str
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    shards: tuple[tuple[str, int], ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What must agree for the cache to serve a recipe."""
+        return {name: getattr(self, name) for name in ("encoders", "max_length", "dtype", "source")}
+
+
+Encode = Callable[[int, int], Mapping[str, Tensor]]
+"""(first prompt, number of prompts) -> tensors [number, ...]."""
+
+
+def write_prompts(
+    folder: Path, manifest: PromptManifest, prompts: PromptSet, shard_size: int, encode: Encode
+) -> Path:
+    """Write a cache shard by shard; whole shards of the same prompts, encoders, length and dtype are kept.
+
+    Args:
+        folder: of the cache.
+        manifest: without `shards`, which this function fills in.
+        prompts: what is to be encoded.
+        shard_size: prompts in a shard at most.
+        encode: called only where a shard is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
+    written: list[tuple[str, int]] = []
+    for first, count in shard_ranges(len(prompts.prompts), shard_size):
+        name = f"prompts-{first:08d}.safetensors"
+        contents = hashlib.blake2b(prompts.digests[first : first + count].tobytes(), digest_size=_DIGEST).hexdigest()
+        mark = json.dumps({**manifest.key, "source": contents, "count": count}, sort_keys=True)
+        if _mark(folder / name) != mark:
+            save_shard(encode(first, count), folder / name, {"key": mark})
+        written.append((name, count))
+    known = {name for name, _ in written}
+    for stale in folder.glob("prompts-*.safetensors"):
+        if stale.name not in known:
+            stale.unlink()
+    save_shard({"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}, folder / _INDEX)
+    temporary = folder / f".{_MANIFEST}.tmp"
+    temporary.write_text(json.dumps({**asdict(manifest), "shards": written}))
+    temporary.rename(folder / _MANIFEST)
+    return folder
+
+
+class PromptCache:
+    """Reads embeddings by sample id without holding them in memory. Works in forked and in spawned workers.
+
+    Args:
+        folder: of the cache.
+
+    Raises:
+        DataError: there is no complete cache, its format is another, or a shard is missing or cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / _MANIFEST
+        if not path.exists():
+            raise DataError(f"There is no complete prompt cache in {folder}. Make one with 'davae prompts RECIPE'.")
+        stored = json.loads(path.read_text())
+        if stored["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"The prompt cache in {folder} has format {stored['format_version']}; this davae reads "
+                f"{FORMAT_VERSION}. {REBUILD}"
+            )
+        self.folder = folder
+        self.manifest = _manifest(stored)
+        self._starts = [0]
+        for name, count in self.manifest.shards:
+            _check_shard(folder / name, count, self.manifest.tensors)
+            self._starts.append(self._starts[-1] + count)
+        index = _read_index(folder / _INDEX)
+        self._ids, self._rows = _sortable(index["ids"].numpy()), index["rows"].numpy()
+        self._mapped: dict[int, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Number of samples, the empty prompt not counted."""
+        return len(self._ids) - 1
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of different prompts, the empty one counted."""
+        return self._starts[-1]
+
+    def require(self, **expected: Any) -> None:
+        """Refuse a cache whose key differs from what a recipe expects, with both values.
+
+        Args:
+            expected: entries of `PromptManifest.key`.
+
+        Raises:
+            DataError: one differs.
+        """
+        for name, value in expected.items():
+            if self.manifest.key[name] != value:
+                raise DataError(
+                    f"The prompt cache in {self.folder} does not fit: {name} of the cache {self.manifest.key[name]}, "
+                    f"of the recipe {value}. {REBUILD}"
+                )
+
+    def embeddings(self, ids: Sequence[str]) -> dict[str, Tensor]:
+        """What the text encoders said of the captions of samples: [len(ids), ...] in the stored dtypes.
+
+        Args:
+            ids: of samples; `NULL` is the empty prompt.
+
+        Raises:
+            DataError: the cache lacks one.
+        """
+        rows = self._rows_of(ids)
+        read = {row: self._read(row) for row in set(rows)}
+        return {name: torch.stack([read[row][name] for row in rows]) for name in self.manifest.tensors}
+
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+        wanted = _sortable(_digests(ids))
+        places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
+        known = self._ids[places] == wanted
+        if not known.all():
+            missing = [sample for sample, found in zip(ids, known, strict=True) if not found]
+            raise DataError(
+                f"The prompt cache in {self.folder} holds {len(self)} samples, but not {missing[0]!r} "
+                f"({len(missing)} of {len(ids)} asked for are missing). {REBUILD}"
+            )
+        return [int(row) for row in self._rows[places]]
+
+    def _read(self, row: int) -> dict[str, Tensor]:
+        shard = bisect_right(self._starts, row) - 1
+        return {name: rows[row - self._starts[shard]] for name, rows in self._shard(shard).items()}
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """Tensors that stay in the file: only rows that are read take memory. A fork shares nothing but the pages."""
+        if number not in self._mapped:
+            with safe_open(self.folder / self.manifest.shards[number][0], framework="pt") as file:
+                self._mapped[number] = {name: file.get_tensor(name) for name in self.manifest.tensors}
+        return self._mapped[number]
+
+    def __reduce__(self) -> tuple[type["PromptCache"], tuple[Path]]:
+        return PromptCache, (self.folder,)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a whole cache stands in a folder."""
+    try:
+        PromptCache(folder)
+    except DataError:
+        return False
+    return True
+
+
+def _text(sample: str, caption: object) -> str:
+    """A caption, blank ones as the empty prompt."""
+    if not isinstance(caption, str):
+        raise DataError(
+            f"The caption of sample {sample!r} is not text: got {type(caption).__name__} {str(caption)[:40]!r}. "
+            f"Give a string; an empty one stands for no caption."
+        )
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The caption of sample {sample!r} is not Unicode text: {error}. Correct the file."
+        ) from error
+    return caption if caption.strip() else NULL
+
+
+def _digests(texts: Iterable[str]) -> NDArray[np.uint8]:
+    """Hashes [N, 16]. Names of files may hold bytes that are no text."""
+    joined = b"".join(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST).digest() for text in texts
+    )
+    return np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST)
+
+
+def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Hashes [N, 16] as byte strings [N], which numpy sorts and searches."""
+    return np.ascontiguousarray(digests).view(f"S{_DIGEST}").reshape(-1)
+
+
+def _mark(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("key")
+    except (SafetensorError, FileNotFoundError):
+        return None
+
+
+def _check_shard(path: Path, count: int, tensors: Iterable[str]) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {file.get_slice(name).get_shape()[0] for name in tensors}
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DataError(
+            f"The prompt shard {path.name} is missing or cut off ({error}). Re-run 'davae prompts RECIPE': whole "
+            f"shards are kept, this one is made again."
+        ) from error
+    if stored != {count}:
+        raise DataError(f"The prompt shard {path.name} holds {stored} prompts, the manifest says {count}. {REBUILD}")
+
+
+def _read_index(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DataError(
+            f"The index {path} is missing or cut off ({error}). Re-run 'davae prompts RECIPE'."
+        ) from error
+
+
+def _manifest(stored: Mapping[str, Any]) -> PromptManifest:
+    tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in stored["tensors"].items()}
+    shards = tuple((name, count) for name, count in stored["shards"])
+    return PromptManifest(**{**stored, "tensors": tensors, "shards": shards})
