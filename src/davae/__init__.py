@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from davae.backbones.hunyuan_pipeline import HunyuanDiTPipelineDA
+    from davae.backbones.lora import load_finetuned
     from davae.backbones.upgrade import upgrade
     from davae.backbones.widening import widen
     from davae.core.layout import LatentLayout
@@ -24,6 +25,7 @@ __all__ = [
     "LatentLayout",
     "LightningDiT",
     "LightningDiTPipeline",
+    "load_finetuned",
     "upgrade",
     "widen",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "LatentLayout": "davae.core.layout",
     "LightningDiT": "davae.models.lightningdit",
     "LightningDiTPipeline": "davae.sampling.pipeline",
+    "load_finetuned": "davae.backbones.lora",
     "upgrade": "davae.backbones.upgrade",
     "widen": "davae.backbones.widening",
     # diffusers finds the load method of davae's models through this module (see AutoencoderDA.__module__).
