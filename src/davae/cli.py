@@ -18,6 +18,7 @@ STAGE_VERBS = {
     "pretrain": "make a base pair from scratch: an autoencoder, then a transformer on its latents",
     "train-tokenizer": "train the detail encoder and joint decoder over the frozen base, then calibrate",
     "cache": "encode the training images once",
+    "prompts": "encode the captions once (text to image)",
     "finetune": "teach the widened transformer the detail channels",
     "sample": "draw images",
     "evaluate": "measure, with the protocol beside every number",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import diffusers
 import yaml
@@ -21,7 +21,7 @@ from davae.models.lightningdit import LightningDiT
 from davae.train.diffusion import DiffusionConfig
 from davae.train.objective import AutoencoderConfig, TokenizerConfig
 
-REUSABLE = ("tokenizer", "cache", "finetune")
+REUSABLE = ("tokenizer", "cache", "prompts", "finetune")
 """Sections that may be `{from: RUN}`: take what another run made."""
 
 
@@ -98,9 +98,74 @@ class CacheConfig(Config):
     batch_size: int = 32
     shard_size: int = 4096
     precision: Literal["fp32", "bf16"] = "fp32"
+    max_aspect: float = 1.0
+    """Longest side to shortest: 1 crops every image to a square; 2 keeps images between 1:2 and 2:1 in their shape,
+    in buckets of sizes of about the same area."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "shard_size")
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect must be at least 1 (squares); got {self.max_aspect}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig(Config):
+    """How captions become embeddings, once and for all."""
+
+    max_length: int = 256
+    """Tokens of the long text encoder (T5); drawing takes the same number. CLIP has its own limit."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    """Of the text encoders and of what is stored."""
+    batch_size: int = 32
+    shard_size: int = 256
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "max_length", "batch_size", "shard_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(Config):
+    """Images of fixed seeds, drawn now and then during a training with its averaged weights."""
+
+    every: int = 1000
+    """Steps between two of them."""
+    prompts: tuple[str, ...] = ()
+    """What is drawn (text to image)."""
+    count: int = 8
+    """How many classes are drawn (class-conditional)."""
+    steps: int = 28
+    guidance_scale: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "every", "count", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(DiffusionConfig):
+    """Fine-tuning of the pair's widened transformer."""
+
+    start: str | None = None
+    """Folder of a finished run to start from (its weights, not its optimizer); null: the pair itself, widened."""
+    scheduler_shift: float | None = None
+    """Shift of the scheduler that the upgraded pair is drawn with; null keeps the pair's."""
+    preview: PreviewConfig | None = None
+
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (*DiffusionConfig.BOOKKEEPING, "preview")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler_shift is not None and self.scheduler_shift <= 0:
+            raise ValueError(f"scheduler_shift must be positive; got {self.scheduler_shift}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealismConfig(FinetuneConfig):
+    """A second stage of fine-tuning on other images, for example drawn ones (S7 of the paper)."""
+
+    data: DataConfig
+    detail_warmup_steps: int = 0
+    """The detail is learned by now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,20 +194,36 @@ class SampleConfig(Config):
     """Drawing images; `evaluate` judges the ones that were drawn."""
 
     count: int = 64
+    """FID is commonly of 50,000."""
     steps: int = 50
+    """Euler steps; a grid of 250 points has 249."""
     batch_size: int = 64
+    """Images at once, which share a shard of samples/."""
+    prompts: str | None = None
+    """File of prompts (text to image); null draws the captions of the test images."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Class of image i: i modulo the number of classes, or drawn, as the reference does."""
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Native times (0 = noise, 1 = data) between which guidance is on."""
     guidance_channels: int | None = None
     """Guide the first channels only, as upstream LightningDiT does with 3; null guides all of them."""
     seed: int = 0
-    """Image i is drawn from seed + i, its class is i modulo the number of classes."""
+    """Image i is drawn from seed + i."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the transformer. bf16 is autocast; the state between steps and the decoder stay fp32."""
+    png: bool = True
+    """Write an image a file, 000000.png and on."""
+    npz: bool = False
+    """Write all images to images.npz, which guided-diffusion's evaluator reads: count x side x side x 3 bytes."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "count", "steps", "batch_size")
         if self.guidance_channels is not None:
             _require_positive(self, "guidance_channels")
+        start, end = self.guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(f"guidance_interval must be two times in order, in [0, 1]; got [{start}, {end}]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +260,10 @@ class Recipe(Config):
     pretrain: PretrainConfig | None = None
     tokenizer: TokenizerConfig | None = None
     cache: CacheConfig | None = None
-    finetune: DiffusionConfig | None = None
+    prompts: PromptsConfig | None = None
+    """Of text-to-image runs."""
+    finetune: FinetuneConfig | None = None
+    realism: RealismConfig | None = None
     sample: SampleConfig | None = None
     evaluate: EvaluateConfig | None = None
     reuse: dict[str, str] = field(default_factory=dict)
@@ -216,7 +300,10 @@ def _require_arguments(model: Any, given: Mapping[str, Any], derived: Sequence[s
 
 
 def _check_chain(recipe: Recipe) -> None:
-    chain = [("cache", "tokenizer"), ("finetune", "cache"), ("sample", "finetune"), ("evaluate", "tokenizer")]
+    chain = [
+        *(("cache", "tokenizer"), ("finetune", "cache"), ("prompts", "cache")),
+        *(("realism", "finetune"), ("realism", "cache"), ("sample", "finetune"), ("evaluate", "tokenizer")),
+    ]
     for section, needed in chain:
         if recipe.has(section) and not recipe.has(needed):
             raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")
@@ -225,7 +312,19 @@ def _check_chain(recipe: Recipe) -> None:
             "section tokenizer needs a pair, which pretrain without a transformer does not make; "
             "add pretrain.transformer, or give the autoencoder to another recipe as its pair"
         )
-    stored = [("finetune", recipe.cache, recipe.finetune)]
+    if recipe.realism is not None:
+        for name, why in (("start", "it starts from finetune's result"), ("lora", "it trains what finetune trained")):
+            if getattr(recipe.realism, name) is not None:
+                raise ValueError(f"realism.{name} is nothing to set: {why}")
+        for section in ("finetune", "cache"):
+            if getattr(recipe, section) is None:
+                raise ValueError(
+                    f"section realism needs the settings of section {section}, which is taken from another run"
+                )
+    stored: list[tuple[str, CacheConfig | None, DiffusionConfig | None]] = [
+        ("finetune", recipe.cache, recipe.finetune),
+        ("realism", recipe.cache, recipe.realism),
+    ]
     if recipe.pretrain is not None:
         stored.append(("pretrain.transformer", recipe.pretrain.cache, recipe.pretrain.transformer))
     for section, cache, training in stored:

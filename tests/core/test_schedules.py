@@ -8,7 +8,7 @@ from conftest import assert_close
 from davae.core import schedules
 from davae.core.flow import interpolate, velocity
 from davae.core.layout import LatentLayout
-from davae.core.losses import velocity_cosine, velocity_mse
+from davae.core.losses import velocity_cosine, weighted_mse
 
 LAYOUT, WARMUP = LatentLayout(4, 12), 20_000
 
@@ -29,14 +29,14 @@ def test_weighted_loss_is_the_references(golden) -> None:
     assert_close(target, tensors["out.v"], 1e-5)
     for row, step in enumerate(tensors["in.loss_steps"].tolist()):
         weights = LAYOUT.channel_weights(schedules.detail_weight(step, WARMUP))
-        mse = velocity_mse(tensors["in.v_hat"], target, weights)
+        mse = weighted_mse(tensors["in.v_hat"], target, weights)
         cosine = velocity_cosine(tensors["in.v_hat"], target)  # the authors' form: all channels at every step
         assert_close(mse, tensors["out.mse_per_sample"][row], 1e-5)
         assert_close(cosine, tensors["out.cos_per_sample"][row], 1e-5)
         assert_close(mse.mean() + cosine.mean(), tensors["out.total"][row], 1e-5)
 
 
-@pytest.mark.parametrize("loss", [velocity_mse, velocity_cosine])
+@pytest.mark.parametrize("loss", [weighted_mse, velocity_cosine])
 def test_detail_at_weight_zero_has_no_gradient(loss) -> None:
     gradient = _gradient(loss, LAYOUT.channel_weights(0.0))
     assert not gradient[:, 4:].any()
@@ -47,7 +47,7 @@ def test_authors_direction_loss_moves_the_detail_from_the_first_step() -> None:
     assert _gradient(velocity_cosine, None)[:, 4:].abs().min() > 0
 
 
-@pytest.mark.parametrize("loss", [velocity_mse, velocity_cosine])
+@pytest.mark.parametrize("loss", [weighted_mse, velocity_cosine])
 def test_detail_at_weight_zero_has_no_influence(loss) -> None:
     predicted, target = torch.randn(2, 16, 3, 3), torch.randn(2, 16, 3, 3)
     alone = loss(predicted[:, :4], target[:, :4])

@@ -9,18 +9,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import davae
+from conftest import assert_close
+from davae.backbones.lora import LoraSettings, merge_lora, prepare_lora
+from davae.core.flow import from_sigma, interpolate, predicted_data, shift_time, sigma_shift
 from davae.core.layout import LatentLayout
+from davae.core.losses import weighted_mse
+from davae.core.schedules import detail_weight, min_snr_weight
 from davae.data.latents import CacheManifest, LatentCache, write_cache
 from davae.train.checkpoint import CheckpointStore
-from davae.train.diffusion import (
-    DiffusionConfig,
-    DiffusionTask,
-    LatentSet,
-    LoraSettings,
-    merge_lora,
-    prepare_lora,
-)
+from davae.train.conditions import Labels
+from davae.train.diffusion import DiffusionConfig, DiffusionTask
 from davae.train.feed import Batch, Share, feed
+from davae.train.latent_set import LatentSet, draws
 from davae.train.loop import OptimConfig, train
 from tiny_pair import tiny_transformer
 
@@ -34,9 +34,9 @@ def upgraded() -> davae.LightningDiT:
 
 
 def diffusion(model: nn.Module | None = None, layout: LatentLayout = LAYOUT, **settings: Any) -> DiffusionTask:
-    defaults = {"steps": 4, "batch_size": 4, "precision": "fp32", "detail_warmup_steps": 10, "label_dropout": 0.0}
+    defaults = {"steps": 4, "batch_size": 4, "precision": "fp32", "detail_warmup_steps": 10, "condition_dropout": 0.0}
     config = DiffusionConfig(**defaults | {"optim": OptimConfig(lr=1e-2)} | settings)
-    return DiffusionTask(model or upgraded(), layout, config, seed=0)
+    return DiffusionTask(model or upgraded(), layout, config)
 
 
 def batch(*positions: int, channels: int = 8) -> Batch:
@@ -45,6 +45,7 @@ def batch(*positions: int, channels: int = 8) -> Batch:
         "latent": torch.stack(rows),
         "label": torch.tensor([place % 18 for place in positions]),
         "position": torch.tensor(positions),
+        **draws(0, positions, (channels, 4, 4)),
     }
 
 
@@ -77,8 +78,12 @@ def cache(folder: Path, count: int = 10, flips: bool = True) -> LatentCache:
     return LatentCache(write_cache(folder, manifest, [(0, count, lambda: moments)]))
 
 
+def samples(latents: LatentCache, flips: bool = False, dropout: float = 0.0, batch_size: int = 4) -> LatentSet:
+    return LatentSet(latents, Labels(latents.manifest.labels, 18, dropout, 0), 0, flips, batch_size)
+
+
 def fit(task: DiffusionTask, latents: LatentCache, steps: int = 4, **parts: Any) -> None:
-    training_set = LatentSet(latents, seed=0, flips=False)
+    training_set = samples(latents, batch_size=task.config.batch_size)
     train(
         task,
         lambda start: feed(training_set, Share(task.config.batch_size), start, steps),
@@ -141,25 +146,20 @@ def test_a_plain_latent_has_no_detail_to_log() -> None:
 
 
 def test_draws_belong_to_the_position_and_not_to_the_batch() -> None:
-    task = diffusion(label_dropout=0.5)
+    task = diffusion()
     together = loss(task, 3, batch(0, 1, 2, 3))[0]
     halves = [loss(task, 3, batch(*half))[0] for half in ((0, 1), (2, 3))]
     assert together.item() == pytest.approx(sum(half.item() for half in halves) / 2, rel=1e-5)
-    moved = batch(0, 1, 2, 3)
-    moved["position"] += 4  # the next visit: other noise and other times
-    assert loss(task, 3, moved)[0].item() != pytest.approx(together.item(), rel=1e-3)
+    next_visit = batch(0, 1, 2, 3) | draws(0, (4, 5, 6, 7), (8, 4, 4))  # other noise and other times
+    assert loss(task, 3, next_visit)[0].item() != pytest.approx(together.item(), rel=1e-3)
 
 
-def test_labels_are_dropped_at_their_rate() -> None:
-    seen: list[Tensor] = []
-    task = diffusion(label_dropout=0.25)
-    model = task.learners["transformer"].network
-    model.y_embedder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    given = batch(*range(400))
-    loss(task, 0, given)
-    dropped = seen[0] == model.null_class
+def test_labels_are_dropped_at_their_rate(tmp_path: Path) -> None:
+    latents = cache(tmp_path)
+    seen, whole = (samples(latents, dropout=rate).__getitems__(list(range(400)))["label"] for rate in (0.25, 0.0))
+    dropped = seen == 18
     assert 70 <= int(dropped.sum()) <= 130
-    assert torch.equal(seen[0][~dropped], given["label"][~dropped])
+    assert torch.equal(seen[~dropped], whole[~dropped])
 
 
 def test_a_transformer_of_another_width_is_refused() -> None:
@@ -169,7 +169,7 @@ def test_a_transformer_of_another_width_is_refused() -> None:
 
 def test_training_sees_normalised_latents_and_new_detail_at_every_visit(tmp_path: Path) -> None:
     latents = cache(tmp_path)
-    training_set = LatentSet(latents, seed=0, flips=False)
+    training_set = samples(latents)
     visits = training_set.__getitems__(list(range(20)))
     order = training_set.order.indices(range(20))
     mean = (latents.moments(order)[0] - 0.5) * 2
@@ -179,19 +179,19 @@ def test_training_sees_normalised_latents_and_new_detail_at_every_visit(tmp_path
     assert noise.std() == pytest.approx(1.0, abs=0.1)
     first, second = order.index(3, 0, 10), order.index(3, 10, 20)
     assert not torch.equal(noise[first], noise[second])
-    again = LatentSet(latents, seed=0, flips=False).__getitems__([second])
+    again = samples(latents).__getitems__([second])
     assert torch.equal(again["latent"][0], visits["latent"][second])
 
 
 def test_half_of_the_latents_are_mirrored_ones(tmp_path: Path) -> None:
-    visits = LatentSet(cache(tmp_path), seed=0, flips=True).__getitems__(list(range(100)))
+    visits = samples(cache(tmp_path), flips=True).__getitems__(list(range(100)))
     mirrored = visits["latent"].mean(dim=(1, 2, 3)) > 50
     assert 30 < int(mirrored.sum()) < 70
 
 
 def test_finetuning_lowers_the_detail_loss(tmp_path: Path) -> None:
     latents = cache(tmp_path)
-    later = LatentSet(latents, seed=0, flips=False).__getitems__(list(range(1000, 1064)))
+    later = samples(latents).__getitems__(list(range(1000, 1064)))
     task = diffusion(steps=60, batch_size=8, detail_warmup_steps=5)
     before = loss(task, 10, later)[1]
     fit(task, latents, steps=60)
@@ -265,3 +265,65 @@ def test_a_killed_lora_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     fit(resumed, latents, store=CheckpointStore(tmp_path / "store", {}))
     want, got = (weights(task.learners["transformer"].network) for task in (straight, resumed))
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_the_text_to_image_loss_is_the_references(golden) -> None:
+    tensors = golden("sd3_train_loss")
+    # The reference keeps the detail in front.
+    data, noise, output = (
+        torch.cat(tensors[f"in.{name}"].chunk(2, dim=1)[::-1], dim=1) for name in ("latents", "noise", "model_output")
+    )
+    time = from_sigma(tensors["out.sigma"])
+    noisy = interpolate(data, noise, time)
+    want = torch.cat(tensors["out.noisy_latents"].chunk(2, dim=1)[::-1], dim=1)
+    assert_close(noisy, want, 1e-5)
+    # Its weight comes from the timestep, which it rounds down.
+    snr = min_snr_weight(from_sigma(tensors["out.timestep"] / 1000), 5.0)
+    assert_close(snr, tensors["out.min_snr_weight"], 1e-5)
+    for row, step in enumerate(tensors["in.steps"].tolist()):
+        weight = detail_weight(step, 10_000)
+        assert weight == pytest.approx(tensors["out.omega"][row].item(), abs=1e-6)
+        errors = weighted_mse(predicted_data(noisy, -output, time), data, LAYOUT.channel_weights(weight))
+        assert_close(errors, tensors["out.loss_per_sample_without_min_snr"][row], 1e-5)
+        assert_close(errors * snr, tensors["out.loss_per_sample"][row], 1e-5)
+        assert_close((errors * snr).mean()[None], tensors["out.loss"][[row]], 1e-5)
+
+
+def test_training_times_are_the_references(golden) -> None:
+    # A continuous shift of sigma in place of its table of 1000, whose smallest sigma is shifted twice.
+    uniform = golden("sd3_train_loss")["in.u"]
+    got = 1 - shift_time(uniform.clamp(1e-6, 1 - 1e-6), sigma_shift(4.0))
+    torch.testing.assert_close(got, golden("sd3_train_loss")["out.sigma"], atol=0.013, rtol=0)
+
+
+def test_the_task_computes_the_data_objective() -> None:
+    task = diffusion(objective="data", min_snr_gamma=5.0, cosine_weight=0.0, sigma_shift=4.0)
+    given = batch(0, 1, 2, 3)
+    total, _ = loss(task, 5, given)
+    time = task.times(given["normal"])
+    assert (time < torch.sigmoid(given["normal"])).all()  # shifted towards the noise
+    noisy = interpolate(given["latent"], given["noise"], time)
+    predicted = task.learners["transformer"].network(noisy, time, given["label"]).sample
+    error = (noisy + (1 - time).view(-1, 1, 1, 1) * predicted - given["latent"]).square()
+    weights = torch.tensor([1.0] * 4 + [0.5] * 4).view(1, -1, 1, 1) / 0.75
+    want = ((error * weights).mean(dim=(1, 2, 3)) * (time / (1 - time)).clamp(max=5.0)).mean()
+    assert total.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_snr_gamma weighs the error of the data"):
+        diffusion(min_snr_gamma=5.0)
+    with pytest.raises(ValueError, match="frozen_precision bf16 needs precision bf16"):
+        diffusion(lora=LoraSettings(frozen_precision="bf16"))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    plain, saving = diffusion(), diffusion(gradient_checkpointing=True)
+    grown = []
+    for task in (plain, saving):
+        model = task.learners["transformer"].network.train()
+        loss(task, 5)[0].backward()
+        grown.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert grown[0].keys() == grown[1].keys()
+    for name, gradient in grown[0].items():
+        torch.testing.assert_close(grown[1][name], gradient)

@@ -34,7 +34,7 @@ def recipe(folder: Path, name: str) -> Path:
         "image_size": 32,
         "tokenizer": common | {"adversarial": {"start_step": JUDGE, "width": 4}, "calibration_images": 8},
         "cache": {"batch_size": 8},
-        "finetune": common | {"detail_warmup_steps": 10, "label_dropout": 0.3},
+        "finetune": common | {"detail_warmup_steps": 10, "condition_dropout": 0.3},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))

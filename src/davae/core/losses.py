@@ -43,7 +43,7 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([g.float().norm() for g in gradients]).norm()
 
 
-def velocity_mse(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+def weighted_mse(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Channel-weighted MSE per sample, [B]: weights [C] are scaled to mean 1 (None: all ones)."""
     error = (predicted - target).square()
     if weights is not None:

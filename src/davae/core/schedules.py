@@ -29,6 +29,15 @@ def logit_normal_time(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> T
     return torch.sigmoid(mean + std * normals)
 
 
+def min_snr_weight(time: Tensor, gamma: float) -> Tensor:
+    """Weight of a sample's data error, min(t / (1 - t), gamma) in native time, [B].
+
+    The text-to-image branch takes the ratio of signal to noise itself, where Min-SNR (Hang et al. 2023) has its
+    square. On the velocity this is (1 - t)^2 min(t / (1 - t), gamma), which is t (1 - t) for t < gamma / (1 + gamma).
+    """
+    return (time / (1 - time)).clamp(max=gamma)
+
+
 def resolution_shift(tokens: int, base_tokens: int) -> float:
     """SD3's shift of sigma for another token count, sqrt(m/n) (Esser et al. 2024, Eq. 23)."""
     if tokens < 1 or base_tokens < 1:

@@ -1,4 +1,4 @@
-"""A saved autoencoder of any known class, by its folder or its name on the hub."""
+"""What was saved, by its folder or its name on the hub: an autoencoder of any known class, parts of a pipeline."""
 
 import importlib
 import json
@@ -53,13 +53,33 @@ def autoencoder_folder(path: str | Path) -> Path:
         FileNotFoundError: there is no autoencoder.
         ValueError: it is of no known class.
     """
-    # A mistyped path is not asked for on the hub as long as its beginning exists.
-    is_name = bool(_HUB_NAME.fullmatch(str(path))) and not Path(path).exists() and not Path(path).parent.exists()
+    is_name = _is_hub_name(path)
     folder = _autoencoder_in(_fetch(str(path), (_CONFIG, f"vae/{_CONFIG}")) if is_name else Path(path), path)
     _class_in(folder, path)  # before its weights are fetched
     if is_name:
         _fetch(str(path), [f"vae/{name}" if folder.name == "vae" else name for name in _WEIGHTS])
     return folder
+
+
+def pipeline_folder(source: str | Path, parts: Sequence[str] = ()) -> Path:
+    """The folder of a saved pipeline; of one on the hub, these parts are fetched (weights as safetensors alone).
+
+    Args:
+        source: a folder, or "org/name" on the hub. A folder is taken before the hub is asked.
+        parts: components by their names, for example "transformer"; the index is always there.
+
+    Raises:
+        FileNotFoundError: the hub has nothing of this name, or cannot be reached.
+    """
+    if not _is_hub_name(source):
+        return Path(source)
+    wanted = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", "*.model", "*.safetensors")]
+    return _fetch(str(source), ["model_index.json", *wanted], "pipeline")
+
+
+def _is_hub_name(path: str | Path) -> bool:
+    # A mistyped path is not asked for on the hub as long as its beginning exists.
+    return bool(_HUB_NAME.fullmatch(str(path))) and not Path(path).exists() and not Path(path).parent.exists()
 
 
 def _autoencoder_in(folder: Path, asked: str | Path) -> Path:
@@ -76,13 +96,13 @@ def _autoencoder_in(folder: Path, asked: str | Path) -> Path:
     )
 
 
-def _fetch(name: str, patterns: Sequence[str]) -> Path:
+def _fetch(name: str, patterns: Sequence[str], what: str = "autoencoder") -> Path:
     """Folder with these files of a hub repository, from the hub's cache where they are there."""
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except OSError as error:  # no such repository, not allowed in, no network
         raise FileNotFoundError(
-            f"There is no autoencoder {name}: no such folder here, and the hub says: {error}"
+            f"There is no {what} {name}: no such folder here, and the hub says: {error}"
         ) from error
 
 

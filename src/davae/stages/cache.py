@@ -3,29 +3,32 @@
 from typing import Any
 
 from davae.stages.encode import encode_source
+from davae.stages.phase import Phase, PhaseName
 from davae.stages.run import Run, folder_hash, settings
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
     """What the cache depends on."""
     return {
         "cache": settings(run.recipe.cache),
         "image_size": run.recipe.image_size,
-        "data": run.sources[0].fingerprint,
+        "data": Phase(run, phase).source.fingerprint,
         "tokenizer": folder_hash(run.path_of("tokenizer")),
     }
 
 
-def work(run: Run) -> None:
+def work(run: Run, phase: PhaseName = "finetune") -> None:
     """Encode on the main process; whole shards of an interrupted run are kept."""
     if run.accelerator.is_main_process:
-        assert run.recipe.cache is not None
+        config = run.recipe.cache
+        assert config is not None
         encode_source(
             run.tokenizer(),
-            run.sources[0],
+            Phase(run, phase).source,
             run.recipe.image_size,
-            run.folder / "latents",
-            run.recipe.cache,
+            Phase(run, phase).folder / "latents",
+            config,
             run.accelerator.device,
             run.observer,
+            run.buckets,
         )

@@ -1,54 +1,107 @@
-"""`davae finetune`: the widened transformer learns the detail channels; the upgraded pair is saved."""
+"""`davae finetune`: the widened transformer learns the detail channels; what it became is saved."""
 
+from pathlib import Path
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
-
-from davae.backbones.upgrade import widen_with_report
+from davae.backbones.lora import load_adapter, merge_lora, prepare_lora, save_adapter
 from davae.data.latents import LatentCache
+from davae.data.prompts import PromptCache
+from davae.models.autoencoder import AutoencoderDA
 from davae.models.faces import weights_hash
 from davae.sampling.pipeline import LightningDiTPipeline
+from davae.stages import prompts
+from davae.stages.pairs import widened
+from davae.stages.phase import Phase, PhaseName
+from davae.stages.preview import preview_hooks
 from davae.stages.run import Run, folder_hash, replace_folder, settings
 from davae.stages.training import applied, fit
-from davae.train.diffusion import DiffusionTask, LatentSet, merge_lora, prepare_lora
+from davae.train.conditions import Conditions, Labels, Prompts
+from davae.train.diffusion import DiffusionTask
+from davae.train.latent_set import LatentSet
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
     """What the fine-tuned transformer depends on."""
-    cache = LatentCache(run.path_of("cache"))
-    return {
-        "finetune": settings(run.recipe.finetune),
+    one = Phase(run, phase)
+    cache = LatentCache(one.latents)
+    result = {
+        "finetune": settings(one.config),
         "cache": {**cache.manifest.key, "samples": len(cache)},
         "tokenizer": folder_hash(run.path_of("tokenizer")),
-        "pair": folder_hash(run.pair_path / "transformer"),
+        "pair": folder_hash(run.pair.folder(["transformer"]) / "transformer"),
         "seed": run.recipe.seed,
     }
+    if run.pair.is_text:
+        result["prompts"] = PromptCache(one.prompts).manifest.key
+    if one.start is not None:
+        result["start"] = folder_hash(one.start)
+    return result
 
 
-def work(run: Run) -> None:
-    """Widen, train, average, save the pair as a pipeline."""
-    config = run.recipe.finetune
-    assert config is not None
-    autoencoder = run.tokenizer()
-    cache = LatentCache(run.path_of("cache"))
-    cache.require(
-        autoencoder=weights_hash(autoencoder), size=run.recipe.image_size, source=run.sources[0].fingerprint
-    )
+def work(run: Run, phase: PhaseName = "finetune") -> None:
+    """Widen, train, average, save: a class-conditional pair whole, of a text-to-image pair what was trained."""
+    one = Phase(run, phase)
+    config, seed = one.config, run.recipe.seed
+    autoencoder, cache = run.tokenizer(), LatentCache(one.latents)
+    cache.require(autoencoder=weights_hash(autoencoder), size=run.recipe.image_size, source=one.source.fingerprint)
+    if run.recipe.cache is not None:
+        cache.require(buckets=run.buckets)
     run.check_pair(autoencoder.config.scale, len(cache.manifest.class_names))
-    layout = cache.manifest.layout
-    transformer, report = widen_with_report(
-        run.pair.transformer, layout.detail_channels, config.init, run.recipe.seed
-    )
+    transformer, report = widened(run.pair, autoencoder, run.recipe.image_size, config.init, seed)
     run.observer.say(f"widened {type(transformer).__name__}: {report}")
-    if config.lora is not None:
-        prepare_lora(transformer, config.lora, run.recipe.seed)
-    task = DiffusionTask(transformer.train(), layout, config, run.recipe.seed)
-    training_set = LatentSet(cache, run.recipe.seed, config.flips)
-    averages = fit(run, "finetune", task, training_set, config, inputs(run))
+    transformer = _prepared(transformer, one)
+    task = DiffusionTask(transformer.train(), cache.manifest.layout, config)
+    conditions = _conditions(transformer, one, cache)
+    training_set = LatentSet(cache, conditions, seed, config.flips, config.batch_size)
+    hooks = preview_hooks(one, task, autoencoder.to("cpu"), _scheduler(one))
+    averages = fit(run, phase, task, training_set, config, inputs(run, phase), hooks)
     with applied(averages["transformer"]):
         if run.accelerator.is_main_process:
-            merged = transformer if config.lora is None else merge_lora(transformer)
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(run.pair.scheduler.config)
-            pair = LightningDiTPipeline(autoencoder, merged.eval(), scheduler)
-            pair.save_pretrained(run.folder / ".pipeline")
-            replace_folder(run.folder / ".pipeline", run.folder / "pipeline")
+            _save(one, transformer.eval(), autoencoder)
+    run.accelerator.wait_for_everyone()
+
+
+def _prepared(transformer: Any, phase: Phase) -> Any:
+    """The widened transformer as training starts from it: with adapters, and with an earlier training's weights."""
+    config, start = phase.config, phase.start
+    if config.lora is not None:
+        prepare_lora(transformer, config.lora, phase.run.recipe.seed)
+        if start is not None:
+            load_adapter(transformer, start, merge=False)
+    elif start is not None:
+        transformer = type(transformer).from_pretrained(start, use_safetensors=True)
+    return transformer
+
+
+def _conditions(transformer: Any, phase: Phase, cache: LatentCache) -> Conditions:
+    dropout, seed, manifest = phase.config.condition_dropout, phase.run.recipe.seed, cache.manifest
+    if not phase.run.pair.is_text:
+        return Labels(manifest.labels, transformer.null_class, dropout, seed)
+    embeddings = PromptCache(phase.prompts)
+    embeddings.require(**prompts.expected(phase.run))
+    return Prompts(embeddings, manifest.ids, dropout, seed)
+
+
+def _scheduler(phase: Phase) -> Any:
+    """The pair's scheduler with the recipe's shift; training does not need it, drawing does."""
+    scheduler, shift = phase.run.pair.load_scheduler(), phase.config.scheduler_shift
+    return scheduler if shift is None else type(scheduler).from_config(scheduler.config, shift=shift)
+
+
+def _save(phase: Phase, transformer: Any, autoencoder: AutoencoderDA) -> None:
+    run, name = phase.run, phase.run.upgraded_name
+    temporary, target = phase.folder / f".{name}", phase.folder / name
+    if run.pair.is_text:
+        _save_parts(phase, transformer, temporary, autoencoder.layout.detail_channels)
+    else:
+        merged = transformer if phase.config.lora is None else merge_lora(transformer)
+        LightningDiTPipeline(autoencoder, merged, _scheduler(phase)).save_pretrained(temporary)
+    replace_folder(temporary, target)
+
+
+def _save_parts(phase: Phase, transformer: Any, folder: Path, detail_channels: int) -> None:
+    if phase.config.lora is None:
+        transformer.save_pretrained(folder)
+    else:
+        save_adapter(transformer, folder, detail_channels)
+    _scheduler(phase).save_pretrained(folder / "scheduler")

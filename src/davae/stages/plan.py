@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from davae.data import prompts as prompt_cache
 from davae.data.latents import is_complete
 from davae.recipe import Recipe
-from davae.stages import cache, evaluate, finetune, pretrain, report, sample, tokenizer
+from davae.stages import cache, evaluate, finetune, pretrain, prompts, report, sample, tokenizer
 from davae.stages.run import Run
 from davae.train.checkpoint import differences
 from davae.train.interrupt import terminable
@@ -81,12 +83,48 @@ STAGES = (
         "cache", "cache", "cache", cache.inputs, cache.work, lambda run: run.folder / "latents", stands=is_complete
     ),
     Stage(
+        "prompts",
+        "prompts",
+        "prompts",
+        prompts.inputs,
+        prompts.work,
+        lambda run: run.folder / "prompts",
+        stands=prompt_cache.is_complete,
+    ),
+    Stage(
         "finetune",
         "finetune",
         "finetune",
         finetune.inputs,
         finetune.work,
-        lambda run: run.folder / "pipeline",
+        lambda run: run.folder / run.upgraded_name,
+        trains=True,
+    ),
+    Stage(
+        "realism-cache",
+        "cache",
+        "realism",
+        partial(cache.inputs, phase="realism"),
+        partial(cache.work, phase="realism"),
+        lambda run: run.folder / "realism" / "latents",
+        stands=is_complete,
+    ),
+    Stage(
+        "realism-prompts",
+        "prompts",
+        "realism",
+        partial(prompts.inputs, phase="realism"),
+        partial(prompts.work, phase="realism"),
+        lambda run: run.folder / "realism" / "prompts",
+        stands=prompt_cache.is_complete,
+    ),
+    Stage(
+        "realism",
+        "finetune",
+        "realism",
+        partial(finetune.inputs, phase="realism"),
+        partial(finetune.work, phase="realism"),
+        lambda run: run.folder / "realism" / run.upgraded_name,
         trains=True,
     ),
     Stage("sample", "sample", "sample", sample.inputs, sample.work, lambda run: run.folder / "samples" / "grid.png"),
@@ -95,7 +133,7 @@ STAGES = (
     ),
     Stage("report", "report", "evaluate", report.inputs, report.work, lambda run: run.folder / "report.html"),
 )
-VERBS = ("pretrain", "train-tokenizer", "cache", "finetune", "sample", "evaluate", "report")
+VERBS = ("pretrain", "train-tokenizer", "cache", "prompts", "finetune", "sample", "evaluate", "report")
 
 
 def planned(run: Run, verb: str | None = None) -> list[Stage]:

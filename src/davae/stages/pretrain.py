@@ -19,8 +19,10 @@ from davae.stages.encode import DTYPES, encode_source, to_unit
 from davae.stages.record import write_provenance
 from davae.stages.run import Run, nameless, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
-from davae.train.diffusion import DiffusionTask, LatentSet
+from davae.train.conditions import Labels
+from davae.train.diffusion import DiffusionTask
 from davae.train.feed import ImageSet
+from davae.train.latent_set import LatentSet
 from davae.train.subjects import PlainSubject
 from davae.train.tokenizer import TokenizerTask
 from davae.train.vision import VisionAlignment
@@ -151,8 +153,9 @@ def train_transformer(run: Run) -> None:
         num_classes=max(len(cache.manifest.class_names), 1),
         **config.model_config,
     )
-    task = DiffusionTask(transformer, layout, config, run.recipe.seed)
-    training_set = LatentSet(cache, run.recipe.seed, config.flips)
+    task = DiffusionTask(transformer, layout, config)
+    labels = Labels(cache.manifest.labels, transformer.null_class, config.condition_dropout, run.recipe.seed)
+    training_set = LatentSet(cache, labels, run.recipe.seed, config.flips, config.batch_size)
     averages = fit(run, "pretrain-transformer", task, training_set, config, transformer_inputs(run))
     with applied(averages["transformer"]):
         scheduler = FlowMatchEulerDiscreteScheduler(shift=sigma_shift(config.time_shift))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from davae.data.buckets import Size, bucket_sizes
 from davae.data.source import ImageSource
-from davae.data.splits import open_train_test
+from davae.data.splits import filling, open_train_test
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.faces import compression_of
 from davae.models.loading import autoencoder_folder, load_autoencoder
-from davae.recipe import Recipe, dump_recipe
-from davae.sampling.pipeline import LightningDiTPipeline
+from davae.recipe import DataConfig, Recipe, dump_recipe
+from davae.stages.pairs import Pair
 from davae.stages.record import Record
 from davae.train.checkpoint import CheckpointStore
 from davae.train.journal import Journal, Observer, Silent
@@ -75,13 +77,51 @@ class Run:
 
     @cached_property
     def sources(self) -> tuple[ImageSource, ImageSource]:
-        """(training, test) images."""
-        data = self.recipe.data
+        """(training, test) images that fill a square of the image size, or of what crops are cut from."""
         pretrain = self.recipe.pretrain
         side = self.recipe.image_size or (pretrain.image_size if pretrain is not None else 1)
         for training in (self.recipe.tokenizer, None if pretrain is None else pretrain.autoencoder):
             if training is not None and training.crop_from is not None:
                 side = max(side, training.crop_from)
+        if self._smallest_side >= self.recipe.image_size:  # no aspect-ratio buckets: nothing smaller is of use
+            return self._open(self.recipe.data, side)
+        train, test = self._every_shape
+        return filling(train, side), filling(test, side)
+
+    @property
+    def finetune_source(self) -> ImageSource:
+        """Training images of the transformer, which may have other shapes than a square."""
+        return self.sources[0] if self._smallest_side >= self.recipe.image_size else self._every_shape[0]
+
+    @cached_property
+    def realism_source(self) -> ImageSource:
+        """Training images of the second fine-tuning."""
+        assert self.recipe.realism is not None
+        return self._open(self.recipe.realism.data, self._smallest_side)[0]
+
+    @cached_property
+    def buckets(self) -> tuple[Size, ...]:
+        """(height, width) of the images that the transformer is trained on, pixels."""
+        config, size = self.recipe.cache, self.recipe.image_size
+        if config is None or config.max_aspect == 1:
+            return ((size, size),)
+        if self.recipe.tokenizer is not None:
+            compression = self.base_compression * self.recipe.tokenizer.scale
+        else:
+            compression = self.tokenizer().compression
+        return bucket_sizes(
+            size, compression * self.pair.backbone.token_side(self.pair.transformer_config), config.max_aspect
+        )
+
+    @property
+    def _smallest_side(self) -> int:
+        return min(map(min, self.buckets))
+
+    @cached_property
+    def _every_shape(self) -> tuple[ImageSource, ImageSource]:
+        return self._open(self.recipe.data, self._smallest_side)
+
+    def _open(self, data: DataConfig, side: int) -> tuple[ImageSource, ImageSource]:
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
         skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
         self.skipped = skipped
@@ -91,23 +131,22 @@ class Run:
             self.observer.say(f"{len(skipped)} images could not be used; the list is in run.json.")
         return train, test
 
-    @cached_property
-    def pair(self) -> LightningDiTPipeline:
-        """The pretrained pair that this run upgrades."""
-        return load_pair(self.pair_path)
-
     @property
-    def pair_path(self) -> Path:
-        """Folder of the pretrained pair."""
+    def pair_source(self) -> str:
+        """Folder of the pretrained pair, or its name on the hub."""
         if self.recipe.pretrain is not None:
-            return self.folder / "pretrain" / "pipeline"
-        return embedded_pair() if self.recipe.pair == EMBEDDED else Path(self.recipe.pair)
+            return str(self.folder / "pretrain" / "pipeline")
+        return str(embedded_pair()) if self.recipe.pair == EMBEDDED else self.recipe.pair
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The pretrained pair that this run upgrades."""
+        return Pair(self.pair_source)
 
     @cached_property
     def base_path(self) -> Path:
         """Folder of the pair's autoencoder. A pair may be nothing but an autoencoder; one on the hub is fetched."""
-        is_named = self.recipe.pretrain is None and self.recipe.pair != EMBEDDED
-        return autoencoder_folder(self.recipe.pair if is_named else self.pair_path)
+        return autoencoder_folder(self.pair_source)
 
     def base_autoencoder(self) -> Any:
         """The pretrained autoencoder that this run upgrades, fp32."""
@@ -121,22 +160,46 @@ class Run:
         """
         if self.recipe.finetune is None:
             return
-        expected = self.pair.image_size * scale
-        if self.recipe.image_size != expected:
+        if self.pair.is_text != self.recipe.has("prompts"):
+            raise ValueError(
+                f"The pair {self.pair.source} draws from {'prompts' if self.pair.is_text else 'class labels'}, and "
+                f"the recipe has {'no' if self.pair.is_text else 'a'} section prompts. "
+                f"{'Add' if self.pair.is_text else 'Remove'} it, or take another pair."
+            )
+        backbone, config = self.pair.backbone, self.pair.transformer_config
+        unit = self.base_compression * scale * backbone.token_side(config)
+        if self.recipe.image_size % unit:
+            raise ValueError(
+                f"image_size does not fit the pair; got {self.recipe.image_size}, allowed are multiples of {unit} "
+                f"(compression {self.base_compression} x scale {scale} x patch {backbone.token_side(config)}). "
+                f"Use {max(self.recipe.image_size // unit, 1) * unit}."
+            )
+        expected = self.base_compression * config["sample_size"] * scale
+        if backbone.default_size == "fixed" and self.recipe.image_size != expected:
             raise ValueError(
                 f"image_size does not fit the pair; got {self.recipe.image_size}, allowed {expected} (the pair draws "
-                f"{self.pair.image_size} px, the tokenizer's scale is {scale}). Set image_size, or take another pair."
+                f"{expected // scale} px, the tokenizer's scale is {scale}). Set image_size, or take another pair."
             )
-        known = self.pair.transformer.config.num_classes
-        if num_classes > known:
+        known = config.get("num_classes")
+        if known is not None and num_classes > known:
             raise ValueError(
                 f"The data have more classes than the pair; got {num_classes}, allowed {known}. "
                 f"Merge classes, or take a pair that was trained on as many."
             )
 
+    @cached_property
+    def base_compression(self) -> int:
+        """Pixels a latent position of the base autoencoder, a side."""
+        return compression_of(load_autoencoder(self.base_path))
+
+    @property
+    def upgraded_name(self) -> str:
+        """What fine-tuning leaves: a whole small pipeline, or the trained parts of a large one."""
+        return "transformer" if self.recipe.has("prompts") else "pipeline"
+
     def path_of(self, section: str) -> Path:
         """Folder of a section's result, in this run or the one it is taken from."""
-        names = {"tokenizer": "tokenizer", "cache": "latents", "finetune": "pipeline"}
+        names = {"tokenizer": "tokenizer", "cache": "latents", "prompts": "prompts", "finetune": self.upgraded_name}
         root = Path(self.recipe.reuse[section]) if section in self.recipe.reuse else self.folder
         path = root / names[section]
         if section in self.recipe.reuse and not path.exists():
@@ -147,6 +210,16 @@ class Run:
         if not path.exists():
             verb = {"tokenizer": "train-tokenizer"}.get(section, section)
             raise FileNotFoundError(f"There is no {names[section]}/ in {root} yet. Run 'davae {verb} RECIPE' first.")
+        return path
+
+    def upgraded_path(self) -> Path:
+        """Folder of what the last fine-tuning left."""
+        path = self.path_of("finetune")
+        if self.recipe.realism is None:
+            return path
+        path = self.folder / "realism" / self.upgraded_name
+        if not path.exists():
+            raise FileNotFoundError(f"There is no {path} yet. Run 'davae finetune RECIPE' first.")
         return path
 
     def tokenizer(self) -> AutoencoderDA:
@@ -181,16 +254,6 @@ def embedded_pair() -> Path:
     return Path(str(files("davae") / "pair"))
 
 
-def load_pair(path: Path) -> LightningDiTPipeline:
-    """A saved pair. Any diffusers pipeline folder whose model_index.json names davae's classes."""
-    if not (path / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"There is no pretrained pair in {path}: model_index.json is missing. "
-            f"Give the folder of a saved pipeline, or 'embedded'."
-        )
-    return LightningDiTPipeline.from_pretrained(path, dtype=torch.float32)
-
-
 def nameless(model: Any) -> Any:
     """The model without the path it was loaded from: what is saved must not depend on where a part of it lay."""
     model.register_to_config(_name_or_path="")
@@ -198,14 +261,20 @@ def nameless(model: Any) -> Any:
 
 
 def folder_hash(path: Path) -> str:
-    """Hash of the files of a saved model: names, sizes and contents."""
+    """Hash of the files of a saved model: names, sizes and contents. Unchanged files are read once a process."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in (".json", ".safetensors")]
+    stats = [(file, file.stat()) for file in files]
+    return _hash_of(path, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _hash_of(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix in (".json", ".safetensors"):
-            digest.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                for block in iter(lambda: stream.read(1 << 22), b""):
-                    digest.update(block)
+    for file, _, _ in files:
+        digest.update(str(file.relative_to(root)).encode())
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 22), b""):
+                digest.update(block)
     return digest.hexdigest()
 
 

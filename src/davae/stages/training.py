@@ -1,6 +1,6 @@
 """What every training stage does around the loop: feed, store, journal, and the averaged weights at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from davae.train.objective import PerceptualConfig
 
 
 def fit(
-    run: Run, stage: str, task: Task, training_set: Any, config: LoopConfig, identity: Mapping[str, Any]
+    run: Run,
+    stage: str,
+    task: Task,
+    training_set: Any,
+    config: LoopConfig,
+    identity: Mapping[str, Any],
+    hooks: Sequence[tuple[int, Callable[[int], None]]] = (),
 ) -> dict[str, ExponentialAverage | None]:
     """Train a task to its end, resuming where it was; returns the weight averages."""
     accelerator = run.accelerator
@@ -29,6 +35,7 @@ def fit(
         store=run.store(stage, identity, config.keep_checkpoints),
         journal=run.journal(stage),
         observer=run.observer,
+        hooks=hooks,
     )
 
 

@@ -1,36 +1,19 @@
-"""DiT fine-tuning: flow matching on cached latents with the detail loss fading in (method, Eq. 10-12)."""
+"""DiT fine-tuning: flow matching on latents with the detail loss fading in (method, Eq. 10-12)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from davae.backbones.lora import LoraSettings
 from davae.backbones.registry import backbone_of
-from davae.core.config import Config
-from davae.core.flow import interpolate, velocity
+from davae.core.flow import interpolate, predicted_data, shift_time, sigma_shift, velocity
 from davae.core.layout import LatentLayout
-from davae.core.losses import velocity_cosine, velocity_mse
-from davae.core.randomness import generator, normal, uniform
-from davae.core.schedules import detail_weight, logit_normal_time
+from davae.core.losses import velocity_cosine, weighted_mse
+from davae.core.schedules import detail_weight, logit_normal_time, min_snr_weight
 from davae.core.widen import Init
-from davae.data.latents import LatentCache
-from davae.train.feed import Batch, Order
+from davae.train.feed import Batch
 from davae.train.loop import Learner, LoopConfig, Loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings(Config):
-    """LoRA (peft) on the family's targets; patch embedder and output head are trained in full beside it."""
-
-    rank: int = 256
-    alpha: float | None = None
-    """null takes the rank."""
-    targets: tuple[str, ...] | None = None
-    """null takes the family's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,75 +25,73 @@ class DiffusionConfig(LoopConfig):
     time_mean: float = 0.0
     """Mean of the logit-normal training times (native time, 1 = data)."""
     time_std: float = 1.0
+    sigma_shift: float = 1.0
+    """Shift of the training noise levels, as diffusers' schedulers count it: more than 1 means more noise."""
+    objective: Literal["velocity", "data"] = "velocity"
+    """Whether the squared error is taken of the velocity or of the data that it points to (SD3.5 in the authors'
+    code)."""
+    min_snr_gamma: float | None = None
+    """Weigh the error of a sample by min((1 - sigma) / sigma, gamma); for the data objective."""
     cosine_weight: float = 1.0
     """Weight of the velocity direction loss; 0 leaves it out."""
     cosine_masked: bool = True
     """Whether the direction loss respects the detail weight. false is the authors' form, which lets the detail
     channels in from the first step."""
-    label_dropout: float = 0.1
-    """Share of samples trained without their label, for classifier-free guidance."""
+    condition_dropout: float = 0.1
+    """Share of samples trained without their label or caption, for classifier-free guidance."""
     init: Init = "zero"
     """How the new channels of the transformer start."""
     lora: LoraSettings | None = None
     """null trains every weight."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     flips: bool = True
     """Use mirrored latents for half of the samples."""
 
-
-class LatentSet(Dataset):
-    """Cached latents for training: "latent" [B, C + D, h, w] as the transformer sees it, "label", "position".
-
-    The detail channels are drawn from their posterior anew at every visit.
-    """
-
-    def __init__(self, cache: LatentCache, seed: int, flips: bool) -> None:
-        self.cache, self.seed, self.flips = cache, seed, flips
-        self.order = Order(len(cache), seed)
-        self.labels = torch.tensor(cache.manifest.labels)
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """See `TrainingSet`."""
-        indices = self.order.indices(positions)
-        flipped = (uniform(self.seed, "flip", positions) < 0.5).tolist() if self.flips else None
-        mean, logvar = self.cache.moments(indices, flipped)
-        layout = self.cache.manifest.layout
-        if layout.detail_channels:
-            base, detail = layout.split(mean)
-            noise = normal(self.seed, "posterior", positions, detail.shape[1:])
-            mean = layout.join(base, detail + (0.5 * logvar).exp() * noise)
-        return {
-            "latent": self.cache.normalise(mean),
-            "label": self.labels[indices],
-            "position": torch.tensor(positions),
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_shift <= 0:
+            raise ValueError(f"sigma_shift must be positive; got {self.sigma_shift}. 1.0 is no shift")
+        if self.min_snr_gamma is not None and self.objective != "data":
+            raise ValueError(
+                f"min_snr_gamma weighs the error of the data; got {self.min_snr_gamma} with the objective "
+                f"{self.objective}. Leave it out, or set objective: data"
+            )
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"condition_dropout must lie in [0, 1); got {self.condition_dropout}")
+        if self.lora is not None and self.lora.frozen_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                "lora.frozen_precision bf16 needs precision bf16: fp32 activations do not meet bf16 weights"
+            )
 
 
 class DiffusionTask:
-    """Rectified flow on latents. One learner: "transformer".
+    """Rectified flow on the batches of a `LatentSet`. One learner: "transformer".
 
     Args:
-        transformer: already widened (and with adapters, see `prepare_lora`).
+        transformer: already widened (and with adapters, see `backbones.lora`).
         layout: of the latents.
         config: see `DiffusionConfig`.
-        seed: of noise, times and label dropout.
     """
 
-    def __init__(self, transformer: Any, layout: LatentLayout, config: DiffusionConfig, seed: int) -> None:
-        if transformer.config.in_channels != layout.channels:
+    def __init__(self, transformer: Any, layout: LatentLayout, config: DiffusionConfig) -> None:
+        backbone = backbone_of(transformer)
+        channels = backbone.latent_channels(transformer.config)
+        if channels != layout.channels:
             raise ValueError(
-                f"The transformer takes {transformer.config.in_channels} latent channels, the latents have "
-                f"{layout.channels} ({layout.base_channels} base + {layout.detail_channels} detail). "
+                f"The transformer takes {channels} latent channels, the latents have {layout.channels} "
+                f"({layout.base_channels} base + {layout.detail_channels} detail). "
                 f"Widen it with davae.widen(transformer, detail_channels={layout.detail_channels})."
             )
-        backbone = backbone_of(transformer)
         if backbone.velocity is None:
-            raise ValueError(f"Fine-tuning of a {backbone.class_name} on a latent cache is not available yet.")
-        self.layout, self.config, self.seed = layout, config, seed
+            raise ValueError(
+                f"Cannot fine-tune a {backbone.class_name}: it predicts {backbone.convention}, and training is flow "
+                f"matching. Take a model that predicts velocity."
+            )
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        self.layout, self.config = layout, config
         self._velocity = backbone.velocity
-        self._null_class = transformer.null_class
         self.state: dict[str, Tensor] = {}
         self.learners = {"transformer": Learner(transformer, config.optim, config.ema_decay, config.ema_ramp)}
 
@@ -119,16 +100,23 @@ class DiffusionTask:
         return True
 
     def loss(self, learner: str, network: nn.Module, batch: Batch, step: int) -> Loss:
-        """Weighted velocity MSE plus direction loss; base and detail are logged unweighted."""
-        data, positions = batch["latent"], batch["position"].tolist()
-        noise, time = self._draws(positions, data)
-        labels = self._dropped_labels(batch["label"], positions)
-        target = velocity(data, noise)
-        predicted = self._velocity(network, interpolate(data, noise, time), time, {"label": labels}).float()
+        """Weighted squared error plus direction loss; the velocity's errors are logged unweighted.
+
+        The weights of the channels have mean 1, those of the samples (min-SNR) have not.
+        """
+        data, noise, time = batch["latent"], batch["noise"], self.times(batch["normal"])
+        noisy, target = interpolate(data, noise, time), velocity(data, noise)
+        predicted = self._velocity(network, noisy, time, _conditions(batch)).float()
 
         weight = detail_weight(step, self.config.detail_warmup_steps) if self.layout.detail_channels else 1.0
         weights = None if weight == 1.0 else self.layout.channel_weights(weight).to(data.device)
-        loss = velocity_mse(predicted, target, weights).mean()
+        if self.config.objective == "data":
+            errors = weighted_mse(predicted_data(noisy, predicted, time), data, weights)
+        else:
+            errors = weighted_mse(predicted, target, weights)
+        if self.config.min_snr_gamma is not None:
+            errors = errors * min_snr_weight(time, self.config.min_snr_gamma)
+        loss = errors.mean()
         values = self._unweighted(predicted.detach(), target)
         if self.layout.detail_channels:
             values["detail_weight"] = loss.new_tensor(weight)
@@ -138,19 +126,10 @@ class DiffusionTask:
             loss = loss + self.config.cosine_weight * cosine
         return loss, values
 
-    def _draws(self, positions: list[int], data: Tensor) -> tuple[Tensor, Tensor]:
-        noise = torch.empty(data.shape)
-        normals = torch.empty(len(positions))
-        for row, position in enumerate(positions):
-            source = generator(self.seed, "flow", position)
-            normals[row] = torch.randn((), generator=source)
-            torch.randn(data.shape[1:], generator=source, out=noise[row])
+    def times(self, normals: Tensor) -> Tensor:
+        """Native training times [B] of standard normals [B]: logit-normal, then shifted."""
         time = logit_normal_time(normals, self.config.time_mean, self.config.time_std)
-        return noise.to(data.device), time.to(data.device)
-
-    def _dropped_labels(self, labels: Tensor, positions: list[int]) -> Tensor:
-        dropped = uniform(self.seed, "label dropout", positions) < self.config.label_dropout
-        return torch.where(dropped.to(labels.device), self._null_class, labels)
+        return shift_time(time, sigma_shift(self.config.sigma_shift))
 
     def _unweighted(self, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
         error = (predicted - target).square()
@@ -161,34 +140,7 @@ class DiffusionTask:
         return values
 
 
-def prepare_lora(transformer: Any, settings: LoraSettings, seed: int) -> Any:
-    """Freeze a transformer, inject LoRA on its targets, and free its patch embedder and output head.
-
-    Works on families without `add_adapter` too; the heads are named by exact path, because peft's
-    `modules_to_save` would match deeper layers of the same name.
-    """
-    backbone = backbone_of(transformer)
-    targets = settings.targets or backbone.lora_modules(transformer)
-    transformer.requires_grad_(False)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
-        init_lora_weights="gaussian",
-        target_modules=list(targets),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, transformer)
-    for path in backbone.heads:
-        transformer.get_submodule(path).requires_grad_(True)
-    return transformer
-
-
-def merge_lora(transformer: Any) -> Any:
-    """The same model as a plain one: adapters are folded into the weights and their modules removed."""
-    for name, module in list(transformer.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = transformer.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    return transformer
+def _conditions(batch: Batch) -> dict[str, Tensor]:
+    """The conditioning of a batch; embeddings come in the precision they are stored in."""
+    given = {key: tensor for key, tensor in batch.items() if key not in ("latent", "noise", "normal", "position")}
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in given.items()}

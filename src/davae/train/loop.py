@@ -78,6 +78,8 @@ class Learner:
     optim: OptimConfig
     ema_decay: float | None = None
     ema_ramp: bool = False
+    average: ExponentialAverage | None = field(default=None, init=False)
+    """Of the weights, once training has begun; for hooks."""
 
 
 _TASK = "task"
@@ -109,7 +111,10 @@ class _Moving:
     wrapped: nn.Module
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
-    average: ExponentialAverage | None
+
+    @property
+    def average(self) -> ExponentialAverage | None:
+        return self.learner.average
 
 
 def train(
@@ -183,9 +188,9 @@ def _prepare(learner: Learner, accelerator: Accelerator) -> _Moving:
     learner.network.to(accelerator.device)
     optim = learner.optim
     optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-    decay = learner.ema_decay
-    average = None if decay is None else ExponentialAverage(learner.network, decay, learner.ema_ramp)
-    return _Moving(learner, accelerator.prepare_model(learner.network), parameters, optimizer, average)
+    if learner.ema_decay is not None:
+        learner.average = ExponentialAverage(learner.network, learner.ema_decay, learner.ema_ramp)
+    return _Moving(learner, accelerator.prepare_model(learner.network), parameters, optimizer)
 
 
 def _step(
