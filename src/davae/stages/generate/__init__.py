@@ -1,0 +1,1 @@
+"""`davae generate`: images from prompts, as pictures or as captioned shards."""
