@@ -3,83 +3,26 @@
 `PYTHONPATH=tests python tests/backbones/sizes.py` writes the tables anew; test_full_size.py compares.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import diffusers
-import torch
 from torch import nn
 
 import davae
+from davae.backbones.public import PUBLIC
 from davae.backbones.registry import BACKBONES, backbone_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 SIDES = (512, 1024, 2048)
-_XL = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28}
-
-
-@dataclass(frozen=True)
-class Public:
-    """A published transformer: its class, its config, the compression of its autoencoder."""
-
-    transformer: Callable[..., Any]
-    config: dict[str, Any]
-    compression: int = 8
-
-    def build(self) -> Any:
-        """On the meta device."""
-        with torch.device("meta"):
-            return self.transformer(**self.config)
-
-
-MODELS = {
-    "SD3.5-Medium": Public(
-        diffusers.SD3Transformer2DModel,
-        {
-            "sample_size": 128,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 384,
-            "dual_attention_layers": tuple(range(13)),
-            "qk_norm": "rms_norm",
-        },
-    ),
-    "FLUX.1-dev": Public(diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
-    "FLUX.2-dev": Public(diffusers.Flux2Transformer2DModel, {}),
-    "PixArt-Sigma-XL/2": Public(
-        diffusers.PixArtTransformer2DModel,
-        _XL
-        | {
-            "cross_attention_dim": 1152,
-            "sample_size": 128,
-            "interpolation_scale": 2,
-            "caption_channels": 4096,
-            "use_additional_conditions": False,
-        },
-    ),
-    "Hunyuan-DiT v1.2": Public(
-        diffusers.HunyuanDiT2DModel,
-        {
-            "in_channels": 4,
-            "patch_size": 2,
-            "sample_size": 128,
-            "hidden_size": 1408,
-            "num_layers": 40,
-            "mlp_ratio": 4.3637,
-            "use_style_cond_and_image_meta_size": False,
-        },
-    ),
-    "SANA-1.6B": Public(diffusers.SanaTransformer2DModel, {}, compression=32),
-    "DiT-XL/2": Public(diffusers.DiTTransformer2DModel, _XL),
-}
+_DOCUMENTED = (
+    "SD3.5-Medium",
+    "FLUX.1-dev",
+    "FLUX.2-dev",
+    "PixArt-Sigma-XL/2",
+    "Hunyuan-DiT v1.2",
+    "SANA-1.6B",
+    "DiT-XL/2",
+)
+MODELS = {name: PUBLIC[name] for name in _DOCUMENTED}
 
 
 def count(module: nn.Module) -> int:

@@ -1,0 +1,1 @@
+"""`davae doctor`: a recipe examined before it costs anything."""
