@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from davae.recipe import RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
+from davae.recipe import BaseTransformerConfig, RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob("src/davae/recipes/*.yaml"), *ROOT.glob("recipes/*.yaml")])
@@ -113,7 +113,7 @@ def test_every_problem_is_listed_at_once() -> None:
         ("finetune.precision=fp16", "finetune.precision: .*'fp32' or 'bf16' .got 'fp16'"),
         ("finetune.init=zeros", "finetune.init: .*'zero', 'random' or 'repeat'"),
         ("finetune=3", "finetune: .*dictionary.*3"),
-        ("data=", "data: .*None"),
+        ("data=", "section tokenizer needs section data"),
         ("name=", "name: .*string.*None"),
         ("data.kind=solid", "data.kind: .*'solids'"),
         ("data.kind=folder", "data: data.kind folder needs data.path"),
@@ -182,6 +182,55 @@ def test_a_section_may_come_from_another_run() -> None:
     assert "sample.from: unknown key" in refusal("sample={from: runs/other}")
 
 
+def test_a_recipe_may_only_draw() -> None:
+    recipe = parse_recipe({"name": "drawn", "pair": "somewhere", "sample": {"count": 4}})
+    assert recipe.data is None
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    made = parse(PRETRAIN, *(f"{section}=null" for section in ("tokenizer", "cache", "finetune", "evaluate")))
+    assert made.sample is not None
+    for section in ("pretrain", "tokenizer"):
+        needs = {"pretrain": {"image_size": 16}, "tokenizer": {"steps": 1, "batch_size": 1}}[section]
+        with pytest.raises(RecipeError, match=f"section {section} needs section data"):
+            parse_recipe({"name": "drawn", "image_size": 32, section: needs})
+
+
+def test_a_pair_may_be_made_over_a_given_autoencoder() -> None:
+    training = {"steps": 1, "batch_size": 1}
+    pretrain = {"image_size": 16, "autoencoder": {"from": "vae"}, "transformer": {"size": "L", **training}}
+    values = {"name": "made", "data": {"kind": "solids"}, "pretrain": pretrain}
+    recipe = parse_recipe(values)
+    assert values["pretrain"]["autoencoder"] == {"from": "vae"}  # what is given is left as it is
+    assert recipe.reuse == {"pretrain.autoencoder": "vae"}
+    assert recipe.pretrain.autoencoder is None
+    assert yaml.safe_load(dump_recipe(recipe))["pretrain"]["autoencoder"] == {"from": "vae"}
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+    def refused(**changes: Any) -> str:
+        changed = {key: value for key, value in (pretrain | changes).items() if value is not None}
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe({**values, "pretrain": changed})
+        return str(caught.value)
+
+    assert "both 'from' and its own settings" in refused(autoencoder={"from": "vae", "steps": 3})
+    assert "must hold the settings of its training, or {from: FOLDER}" in refused(autoencoder=None)
+    assert "no transformer to train" in refused(transformer=None)
+
+
+def test_a_size_is_a_geometry_and_may_be_changed() -> None:
+    def arguments(**given: Any) -> dict[str, Any]:
+        return BaseTransformerConfig(steps=1, batch_size=1, **given).arguments
+
+    assert arguments(size="L") == {"hidden_size": 1024, "num_layers": 24, "num_attention_heads": 16}
+    assert arguments(size="B", model_config={"patch_size": 2, "num_layers": 3}) == {
+        "hidden_size": 768,
+        "num_layers": 3,
+        "num_attention_heads": 12,
+        "patch_size": 2,
+    }
+    assert arguments() == {}
+    assert "transformer.size: " in refusal(PRETRAIN, "pretrain.transformer.size=XXL")
+
+
 def test_overrides_are_merged_before_validation() -> None:
     assert parse("data.count=9").data.count == 9
     recipe = parse("finetune.optim.lr=0.5", "finetune.optim.betas=[0.1, 0.2]", "finetune.ema_decay=0.9")
@@ -247,7 +296,7 @@ def test_words_stay_words(tmp_path: Path) -> None:
         ("", "must hold a mapping of sections; got NoneType"),
         ("- a\n- b\n", "must hold a mapping of sections; got list"),
         ("name: [1", "is not valid YAML"),
-        ("name: tiny\n", "data: Field required"),
+        ("name: tiny\n", "nothing to run"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str, expected: str) -> None:

@@ -1,0 +1,70 @@
+"""The command line: verbs for people. Nothing heavy is imported before a verb is known to be right."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from davae import __version__
+from davae.cli import analyze, convert, doctor, export, generate, recipe
+from davae.cli.grammar import Parser, Verb
+
+STAGE_VERBS = recipe.STAGE_VERBS
+TOOLS: dict[str, Verb] = {
+    "doctor": doctor.VERB,
+    "generate": generate.VERB,
+    "export": export.VERB,
+    "analyze": analyze.VERB,
+    "convert": convert.VERB,
+}
+"""Verbs that run no stage."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar of the command line."""
+    parser = Parser(
+        prog="davae",
+        description="Upgrade a pretrained autoencoder and diffusion transformer: larger images, same tokens.",
+    )
+    parser.add_argument("--version", action="version", version=f"davae {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, verb in {**recipe.VERBS, **TOOLS}.items():
+        one = verbs.add_parser(name, help=verb.help)
+        verb.add_arguments(one)
+        one.set_defaults(work=verb.work)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    from safetensors import SafetensorError
+
+    from davae.train.checkpoint import CheckpointError
+    from davae.train.interrupt import Interrupted, Terminated
+
+    try:
+        return _work(options)
+    except Interrupted as stop:
+        _print(f"{stop} Run the same command to go on.")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        _print(f"Stopped by {number.name}. Run the same command to go on.")
+        return 128 + number
+    except (CheckpointError, ValueError, FloatingPointError, OSError, SafetensorError) as error:
+        _print(f"davae: {error}")
+        return 1
+
+
+def _work(options: argparse.Namespace) -> int:
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging.disable_progress_bar()  # "Loading pipeline components" is no news
+    transformers_logging.disable_progress_bar()
+    return options.work(options)
+
+
+def _print(message: str) -> None:
+    sys.stderr.write(message + "\n")

@@ -1,0 +1,38 @@
+"""`davae analyze`."""
+
+import argparse
+from pathlib import Path
+
+from davae.cli.grammar import Verb
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER", help="folder of a trained AutoencoderDA")
+    parser.add_argument("folder", metavar="FOLDER", help="images or tar shards not trained on, or 'solids'")
+    parser.add_argument("--size", type=int, help="side of the images, pixels (default: that of the tokenizer's run)")
+    parser.add_argument("--images", type=int, default=256, help="images at most (default: 256)")
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="tokenizers beside it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the report goes")
+
+
+def _work(options: argparse.Namespace) -> int:
+    from davae.stages.analyze import analyze
+    from davae.terminal import ProgressBars
+
+    with ProgressBars() as progress:
+        page = analyze(
+            options.tokenizer,
+            options.folder,
+            options.out,
+            size=options.size,
+            count=options.images,
+            compare=options.compare,
+            observer=progress,
+            seed=options.seed,
+        )
+        progress.say(f"report: {page.resolve()}")
+    return 0
+
+
+VERB = Verb("what a tokenizer's latent holds: sensitivity, spectra, alignment, components", _add_analyze, _work)

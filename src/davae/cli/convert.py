@@ -1,0 +1,53 @@
+"""`davae convert`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from davae.cli.grammar import Verb
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", type=Path, nargs="+", metavar="FILE", help="checkpoint; two for TAESD's family")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder of the diffusers model")
+    parser.add_argument("--kind", default="auto", help="layout of the checkpoint (default: found by its keys)")
+    parser.add_argument("--base", type=Path, help="the base autoencoder, where the checkpoint lacks its decoder")
+    parser.add_argument("--statistics", type=Path, help="latent mean and std: .pt, .safetensors or .json")
+    parser.add_argument("--scaling-factor", type=float, help="of the base's latents, for example 0.18215 (SD 1)")
+    parser.add_argument("--shift-factor", type=float, help="likewise, for example 0.0609 (SD 3)")
+    parser.add_argument("--norm-groups", type=int, default=32, help="of its group norms (default: 32)")
+    transformer = parser.add_argument_group("transformers")
+    transformer.add_argument(
+        "--weights", choices=("ema", "model"), help="which of a training's (default: the average)"
+    )
+    transformer.add_argument("--heads", type=int, help="attention heads, where the weights do not show them")
+    transformer.add_argument(
+        "--qk-norm", action=argparse.BooleanOptionalAction, help="what you expect of a LightningDiT; else refused"
+    )
+    transformer.add_argument("--vae", type=Path, metavar="PATH", help="a LightningDiT's autoencoder: write the pair")
+    transformer.add_argument("--time-shift", type=float, help="of the pair's scheduler (default: 0.3)")
+
+
+def _work(options: argparse.Namespace) -> int:
+    from davae.stages.convert import work
+
+    work(
+        options.sources,
+        options.to,
+        lambda message: sys.stderr.write(f"{message}\n"),
+        kind=options.kind,
+        base=options.base,
+        statistics=options.statistics,
+        scaling_factor=options.scaling_factor,
+        shift_factor=options.shift_factor,
+        norm_num_groups=options.norm_groups,
+        weights=options.weights,
+        num_attention_heads=options.heads,
+        qk_norm=options.qk_norm,
+        vae=options.vae,
+        time_shift=options.time_shift,
+    )
+    return 0
+
+
+VERB = Verb("bring a checkpoint of another code base in as a diffusers model", _add_convert, _work)

@@ -1,0 +1,124 @@
+"""`davae generate`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from davae.cli.grammar import Verb
+from davae.cli.recipe import add_common, load
+
+if TYPE_CHECKING:
+    from davae.stages.generate.source import TextSource
+
+
+_OWN = ""
+"""The pair that a run upgraded, as a baseline."""
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", help="what is drawn; or --prompts")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, .jsonl or .tsv: captioned tar shards")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="PIPELINE",
+        help="folder, hub name, or recipe of a finished run",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where images go; goes on there")
+    what = parser.add_argument_group("images")
+    what.add_argument("--size", type=int, help="side, pixels (default: the pipeline's)")
+    what.add_argument("--height", type=int, help="pixels, in place of --size")
+    what.add_argument("--width", type=int, help="pixels, in place of --size")
+    what.add_argument("--steps", type=int, default=30, help="of the sampler (default: 30)")
+    what.add_argument("--guidance", type=float, default=2.5, help="1 is off (default: 2.5)")
+    what.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("START", "END"),
+        help="times with guidance, 0 = noise, 1 = data (default: 0 1)",
+    )
+    what.add_argument("--negative", default="", metavar="PROMPT", help="what guidance leads away from")
+    what.add_argument("--max-length", type=int, help="tokens of the long text encoder (default: the pipeline's)")
+    what.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
+    what.add_argument("--count", type=int, default=1, help="images a prompt (default: 1)")
+    what.add_argument("--preview", action="store_true", help="also the base channels alone, of the same latent")
+    what.add_argument(
+        "--baseline",
+        nargs="?",
+        const=_OWN,
+        metavar="PIPELINE",
+        help="also the pretrained pipeline's images, enlarged (default: the one that the run upgraded)",
+    )
+    kept = parser.add_argument_group("how they are kept")
+    kept.add_argument("--shards", action=argparse.BooleanOptionalAction, help="tar shards (default: with --prompts)")
+    kept.add_argument("--shard-size", type=int, default=256, help="images a shard (default: 256)")
+    kept.add_argument("--format", choices=("png", "jpg"), default="png")
+    how = parser.add_argument_group("how they are drawn")
+    how.add_argument("--batch", type=int, default=4, help="images at once (default: 4)")
+    how.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16, on a CPU fp32")
+    how.add_argument("--quantize", choices=("fp8", "int8", "nf4"), help="int8 and nf4 need bitsandbytes")
+    how.add_argument("--offload", choices=("model", "sequential", "group"), help="weights wait in the CPU's memory")
+    how.add_argument("--compile", action="store_true", help="torch.compile the transformer")
+    how.add_argument("--step-cache", metavar="KIND[=N]", help="first-block, taylorseer or pyramid")
+    add_common(parser)
+
+
+def _work(options: argparse.Namespace) -> int:
+    from davae.data.prompt_list import read_prompts
+    from davae.stages.generate.generate import Engine, Generation, generate
+    from davae.terminal import ProgressBars
+
+    if bool(options.prompt) == bool(options.prompts):
+        raise ValueError("generate takes prompts, or --prompts FILE. 'davae generate --help' shows both.")
+    if options.size and (options.height or options.width):
+        raise ValueError("generate takes --size, or --height and --width; got both.")
+    settings = Generation(
+        height=options.height or options.size,
+        width=options.width or options.size,
+        steps=options.steps,
+        guidance=options.guidance,
+        guidance_interval=tuple(options.guidance_interval),
+        negative=options.negative,
+        max_length=options.max_length,
+        seed=options.seed,
+        count=options.count,
+        batch=options.batch,
+        preview=options.preview,
+        shards=bool(options.prompts) if options.shards is None else options.shards,
+        shard_size=options.shard_size,
+        form=options.format,
+    )
+    engine = Engine(
+        dtype=options.dtype,
+        quantize=options.quantize,
+        offload=options.offload,
+        compile=options.compile,
+        step_cache=options.step_cache,
+    )
+    prompts = read_prompts(options.prompts) if options.prompts else options.prompt
+    with ProgressBars() as progress:
+        source, baseline = _sources(options)
+        out = generate(source, prompts, options.out, settings, engine, baseline=baseline, observer=progress)
+        progress.say(f"images: {out.resolve()}")
+    return 0
+
+
+def _sources(options: argparse.Namespace) -> "tuple[TextSource, TextSource | None]":
+    """What draws, and the baseline."""
+    from davae.stages.generate.source import FinishedRun, SavedPipeline
+    from davae.stages.run import Run
+
+    named = SavedPipeline(options.baseline) if options.baseline else None
+    if not options.source.endswith((".yaml", ".yml")):
+        if options.baseline == _OWN:
+            raise ValueError("--baseline needs the name of the pretrained pipeline, unless --from is a recipe.")
+        return SavedPipeline(options.source), named
+    options.recipe = options.source
+    run = Run(load(options), options.runs_dir)
+    return FinishedRun(run), SavedPipeline(run.pair.source) if options.baseline == _OWN else named
+
+
+VERB = Verb("images from prompts by a saved pipeline: pictures, or captioned tar shards", _add_generate, _work)

@@ -1,0 +1,129 @@
+"""Verbs of recipes: a whole run, its stages one by one, and the demo."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from davae.cli.grammar import Verb
+
+if TYPE_CHECKING:
+    from davae.recipe import Recipe
+    from davae.terminal import ProgressBars
+
+STAGE_VERBS = {
+    "pretrain": "make a base pair from scratch: an autoencoder, then a transformer on its latents",
+    "train-tokenizer": "train the detail encoder and joint decoder over the frozen base, then calibrate",
+    "cache": "encode the training images once",
+    "prompts": "encode the captions once (text to image)",
+    "finetune": "teach the widened transformer the detail channels",
+    "sample": "draw images",
+    "evaluate": "measure, with the protocol beside every number",
+    "report": "write report.html",
+}
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that works on a recipe's run."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe entry")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs live (default: runs)")
+
+
+def load(options: argparse.Namespace) -> "Recipe":
+    """The recipe that the options name, with their changes."""
+    from davae.recipe import load_recipe
+
+    return load_recipe(options.recipe, options.set)
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    add_common(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what would run")
+    parser.add_argument("--overwrite", action="store_true", help="start trainings anew whose settings changed")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file")
+    _add_stages(parser)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="about a minute, for tests; makes no claims")
+    _add_stages(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="YAML file; or --autoencoders and --images without one")
+    table = parser.add_argument_group(
+        "autoencoders side by side", "PSNR, SSIM and LPIPS of any autoencoders, no recipe"
+    )
+    table.add_argument(
+        "--autoencoders", nargs="+", metavar="PATH", help="saved autoencoders or pipelines, or hub ids"
+    )
+    table.add_argument("--images", type=Path, metavar="FOLDER", help="images, whole unless --size is given")
+    table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
+    table.add_argument("--out", type=Path, metavar="FOLDER", help="where results.json and report.html go")
+    _add_stages(parser)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    name = "demo-quick.yaml" if options.quick else "demo.yaml"
+    options.recipe = Path(str(files("davae") / "recipes" / name))
+    return _run(options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.recipe and not (options.autoencoders or options.images):
+        return _run(options)
+    from davae.stages.autoencoders import evaluate_autoencoders, table_of
+    from davae.terminal import ProgressBars
+
+    if options.recipe or not (options.autoencoders and options.images):
+        raise ValueError(
+            "evaluate takes a recipe, or --autoencoders PATH ... together with --images FOLDER. "
+            "'davae evaluate --help' shows both."
+        )
+    with ProgressBars() as progress:
+        results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
+    progress.show(table_of(results))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Stages of a recipe."""
+    from davae.terminal import ProgressBars
+
+    recipe = load(options)
+    with ProgressBars() as progress:
+        _run_stages(options, recipe, progress)
+    return 0
+
+
+def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "ProgressBars") -> None:
+    from davae.stages.plan import execute, is_done, planned
+    from davae.stages.run import Run
+
+    run = Run(recipe, options.runs_dir, progress, options.overwrite)
+    stages = planned(run, options.verb if options.verb in STAGE_VERBS else None)
+    if options.dry_run:
+        from davae.recipe import dump_recipe
+
+        sys.stdout.write(dump_recipe(recipe))  # alone on standard output: `> recipe.yaml` gives a recipe
+        waiting = False
+        for stage in stages:
+            waiting = waiting or not is_done(run, stage)
+            progress.say(f"{'would run' if waiting else 'done':>10}  {stage.name}")
+        return
+    execute(run, stages)
+    if run.accelerator.is_main_process and stages[-1].name == "report":
+        progress.say(f"report: {(run.folder / 'report.html').resolve()}")
+
+
+_SPECIAL = {"evaluate": (_add_evaluate, _evaluate)}
+VERBS = {
+    "demo": Verb("the whole method on the embedded pair and images, then a report", _add_demo, _demo),
+    "run": Verb("every stage of a recipe", _add_recipe, _run),
+    **{name: Verb(text, *_SPECIAL.get(name, (_add_recipe, _run))) for name, text in STAGE_VERBS.items()},
+}

@@ -1,0 +1,39 @@
+"""A recipe: one YAML file, one whole run, validated before anything is computed."""
+
+from davae.recipe.document import RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
+from davae.recipe.recipe import GIVEN_AUTOENCODER, REUSABLE, Recipe
+from davae.recipe.sections import (
+    BaseAutoencoderConfig,
+    BaseTransformerConfig,
+    CacheConfig,
+    DataConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    PreviewConfig,
+    PromptsConfig,
+    RealismConfig,
+    SampleConfig,
+)
+
+__all__ = [
+    "BaseAutoencoderConfig",
+    "BaseTransformerConfig",
+    "CacheConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "GIVEN_AUTOENCODER",
+    "PretrainConfig",
+    "PreviewConfig",
+    "PromptsConfig",
+    "REUSABLE",
+    "RealismConfig",
+    "Recipe",
+    "RecipeError",
+    "SampleConfig",
+    "dump_recipe",
+    "load_recipe",
+    "merge_overrides",
+    "parse_recipe",
+]
