@@ -23,7 +23,7 @@ from davae.convert.transformer import (
     sizes_of,
 )
 from davae.models.embeddings import rotary_tables
-from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT
+from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT, qk_norm_conflict
 
 KIND = "lightningdit"
 TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
@@ -93,17 +93,7 @@ def check_qk_norm(keys: Iterable[str], expected: bool) -> None:
     found = _norms_qk(names_of(keys).values())
     if found == expected:
         return
-    if expected:
-        raise ConversionError(
-            "qk_norm is on in the model and off in the weights: they have no q_norm and k_norm. Freshly made ones "
-            "would norm queries and keys that the pretrained model does not, so that fine-tuning would start from "
-            "another function than the pretrained one. Set qk_norm (use_qknorm) to false; a model that was "
-            "trained without it stays without it."
-        )
-    raise ConversionError(
-        "qk_norm is off in the model and on in the weights: their q_norm and k_norm would be left out, and the "
-        "attention would be another function than the trained one. Set qk_norm (use_qknorm) to true."
-    )
+    raise ConversionError(qk_norm_conflict(expected))
 
 
 def _norms_qk(names: Iterable[str]) -> bool:

@@ -65,11 +65,17 @@ def rotate(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         sin: [tokens, head_dim], from `rotary_tables`.
 
     Returns:
-        A tensor like `q`. float32 tables make bfloat16 queries turn in float32.
+        A tensor like `q`. Half precision is turned in float32.
     """
-    first, second = q.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-second, first], dim=-1).flatten(-2)
-    return (q * cos + turned * sin).to(q.dtype)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    pairs = q.to(exact).unflatten(-1, (-1, 2))
+    cos, sin = cos[..., ::2].to(exact), sin[..., ::2].to(exact)  # each angle stands twice in the tables
+    if torch.compiler.is_compiling():  # which fuses real arithmetic, and no complex one
+        first, second = pairs.unbind(-1)
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    else:  # one pass over the tokens where the real form takes five
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return turned.flatten(-2).to(q.dtype)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256, max_period: int = 10000) -> Tensor:

@@ -4,6 +4,8 @@ Parameter names are those of the public checkpoints. Shapes: B batch, C latent c
 H = W = `sample_size`, N tokens, D `hidden_size`.
 """
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -17,17 +19,27 @@ from davae.models.embeddings import rotary_tables, rotate, sincos_position_table
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in float32, cast back, times a learned weight; over the last axis."""
+    """x / rms(x) in float32, cast back, times a learned weight; over the last axis. Optionally scaled and shifted."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., size] -> [..., size]."""
-        normed = F.rms_norm(hidden_states.float(), self.weight.shape, eps=self.eps)
-        return normed.to(hidden_states.dtype) * self.weight
+    def forward(self, hidden_states: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """[..., size] -> [..., size].
+
+        Args:
+            hidden_states: [B, N, size], or any [..., size] without `scale`.
+            scale: [B, 1, size]; the result is times 1 + scale.
+            shift: [B, 1, size], added last; only with `scale`.
+        """
+        normed = F.rms_norm(hidden_states.float(), self.weight.shape, eps=self.eps).to(hidden_states.dtype)
+        if scale is None:
+            return normed * self.weight
+        # Weight and scale meet on [B, 1, size]: one pass over the tokens, and one tensor less to keep for backward.
+        factor = self.weight * (1 + scale)
+        return normed * factor if shift is None else torch.addcmul(shift, normed, factor)
 
 
 class PatchEmbedder(nn.Module):
@@ -139,11 +151,11 @@ class LightningDiTBlock(nn.Module):
         modulation = self.adaLN_modulation(conditioning)[:, None]  # [B, 1, chunks * D]
         if self.adaln_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-            hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states) * (1 + scale1) + shift1, rope)
-            return hidden_states + gate2 * self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
+            hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states, scale1, shift1), rope)
+            return hidden_states + gate2 * self.mlp(self.norm2(hidden_states, scale2, shift2))
         scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
-        hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states) * (1 + scale1), rope)
-        return hidden_states + gate2 * self.mlp(self.norm2(hidden_states) * (1 + scale2))
+        hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states, scale1), rope)
+        return hidden_states + gate2 * self.mlp(self.norm2(hidden_states, scale2))
 
 
 class FinalLayer(nn.Module):
@@ -158,7 +170,7 @@ class FinalLayer(nn.Module):
     def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
         """[B, N, D], [B, D] -> [B, N, p * p * C]."""
         shift, scale = self.adaLN_modulation(conditioning)[:, None].chunk(2, dim=-1)
-        return self.linear(self.norm_final(hidden_states) * (1 + scale) + shift)
+        return self.linear(self.norm_final(hidden_states, scale, shift))
 
 
 class LightningDiT(ModelMixin, ConfigMixin):
@@ -217,6 +229,19 @@ class LightningDiT(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * in_channels)
         self.gradient_checkpointing = False
         self._initialise()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, **kwargs: Any) -> Any:
+        """As diffusers loads a model, except that weights of another function are refused, not logged.
+
+        Raises:
+            ValueError: the weights norm queries and keys and the model does not, or the other way round; or weights
+                of the model are missing.
+        """
+        with_report = kwargs.pop("output_loading_info", False)
+        model, found = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        _check_loaded(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"])
+        return (model, found) if with_report else model
 
     @property
     def null_class(self) -> int:
@@ -290,6 +315,32 @@ class LightningDiT(ModelMixin, ConfigMixin):
         for layer in [*self.blocks, self.final_layer]:
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+
+
+def qk_norm_conflict(in_model: bool) -> str:
+    """Why weights that disagree with a model about `qk_norm` are refused; `in_model` is the model's."""
+    if in_model:
+        return (
+            "qk_norm is on in the model and off in the weights: they have no q_norm and k_norm. Freshly made ones "
+            "would norm queries and keys that the pretrained model does not, so that fine-tuning would start from "
+            "another function than the pretrained one. Set qk_norm (use_qknorm) to false; a model that was "
+            "trained without it stays without it."
+        )
+    return (
+        "qk_norm is off in the model and on in the weights: their q_norm and k_norm would be left out, and the "
+        "attention would be another function than the trained one. Set qk_norm (use_qknorm) to true."
+    )
+
+
+def _check_loaded(source: Any, missing: Collection[str], unexpected: Collection[str]) -> None:
+    for keys, in_model in ((missing, True), (unexpected, False)):
+        if "blocks.0.attn.q_norm.weight" in keys:  # of the first block: further ones may lack everything
+            raise ValueError(f"The weights in {source} are of another model: {qk_norm_conflict(in_model)}")
+    if missing:
+        raise ValueError(
+            f"The weights in {source} are incomplete: {len(missing)} tensors of LightningDiT are missing, for "
+            f"example {', '.join(sorted(missing)[:3])}. Save or download it again."
+        )
 
 
 def _check_sizes(sample_size: int, patch_size: int, hidden_size: int, num_attention_heads: int) -> None:

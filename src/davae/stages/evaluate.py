@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from davae.backbones.registry import backbone_of
@@ -17,13 +16,15 @@ from davae.evaluate.reconstruction import measure_reconstruction
 from davae.evaluate.results import Figure, Results, hardware
 from davae.evaluate.speed import measure_speed
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.lightningdit import LightningDiT
+from davae.models.faces import compression_of
 from davae.recipe import EvaluateConfig, SampleConfig
 from davae.report.figures import image_grid, labelled_strip, latent_figure
-from davae.sampling.pipeline import LightningDiTPipeline
-from davae.stages.drawing import decode_images, draw_all, draw_latents, to_uint8
-from davae.stages.run import Run, folder_hash, load_pair, settings
+from davae.stages.drawing import draw_all, drawer_of, drawn_inputs, load_drawn
+from davae.stages.run import Run, folder_hash, settings
 from davae.stages.sample import drawn_latents
+
+JUDGED_IMAGES = 2048
+"""Drawn images that are compared at most: the sets and their patches are in memory."""
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def inputs(run: Run) -> dict[str, Any]:
         result["tokenizer"] = folder_hash(run.path_of("tokenizer"))
     if run.recipe.sample is not None:
         result["sample"] = settings(run.recipe.sample)
-        result["pipeline"] = folder_hash(run.path_of("finetune"))
+        result |= drawn_inputs(run)
     return result
 
 
@@ -95,16 +96,15 @@ def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: 
 def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results: Results) -> None:
     run.observer.say("measuring generation")
     device = run.accelerator.device
-    upgraded = load_pair(run.path_of("finetune")).to(device)
-    base = load_pair(run.pair_path).to(device)
-    size = run.recipe.image_size
-    results.run["summary"] = _summary(run, upgraded, base)
-    sets = _sets(run, upgraded, base, sample, config.batch_size)
-    real_source = first(run.sources[1], sample.count)
+    upgraded, base = load_drawn(run).to(device), run.pair.load().to(device)
+    size, count = run.recipe.image_size, min(sample.count, JUDGED_IMAGES)
+    results.run["summary"] = _summary(run, upgraded)
+    sets = _sets(run, upgraded, base, count, config.batch_size)
+    real_source = first(run.sources[1], count)
     real = torch.cat(
         [real_source.images(range(s, min(s + 64, len(real_source))), size) for s in range(0, len(real_source), 64)]
     )
-    protocol = {**settings(sample), "seeds": f"{sample.seed} to {sample.seed + sample.count - 1}"}
+    protocol = {**settings(sample), "seeds": f"{sample.seed} to {sample.seed + count - 1}"}
     measurements, distances = measure_generation(sets, real, protocol)
     results.measurements += measurements
     _sample_figures(run, sets, results)
@@ -114,15 +114,20 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
         _speed(run, config, sample, upgraded, base, results)
 
 
-def _summary(run: Run, upgraded: LightningDiTPipeline, base: LightningDiTPipeline) -> str:
-    layout = upgraded.vae.layout
-    side = base.transformer.config.sample_size
+def _summary(run: Run, upgraded: Any) -> str:
+    layout, size = upgraded.vae.layout, run.recipe.image_size
+    side = size // upgraded.vae.compression
     return (
-        f"A pretrained pair that draws {base.image_size} px on a latent grid of {side} x {side} now draws "
-        f"{upgraded.image_size} px on the same grid: {layout.base_channels} base channels as they were, "
+        f"A pretrained pair that draws {_base_size(run, upgraded)} px on a latent grid of {side} x {side} now draws "
+        f"{size} px on the same grid: {layout.base_channels} base channels as they were, "
         f"{layout.detail_channels} detail channels beside them. Trained on {len(run.sources[0]):,} images, judged "
         f"on {len(run.sources[1]):,} others."
     )
+
+
+def _base_size(run: Run, upgraded: Any) -> int:
+    """Side of the pretrained pair's images on the same tokens."""
+    return run.recipe.image_size // upgraded.vae.config.scale
 
 
 def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> None:
@@ -139,22 +144,20 @@ def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> N
 
 
 @torch.no_grad()
-def _sets(
-    run: Run, upgraded: LightningDiTPipeline, base: LightningDiTPipeline, sample: SampleConfig, batch_size: int
-) -> dict[str, Tensor]:
-    layout, latents = upgraded.vae.layout, drawn_latents(run)
+def _sets(run: Run, upgraded: Any, base: Any, count: int, batch_size: int) -> dict[str, Tensor]:
+    assert run.recipe.sample is not None
+    layout, latents = upgraded.vae.layout, torch.cat(list(drawn_latents(run, count)))
     sets: dict[str, list[Tensor]] = {UPSAMPLED: [], UPGRADED: [], CONTROL: []}
-    run.observer.begin("evaluate: base pair", sample.count)
-    size = (run.recipe.image_size, run.recipe.image_size)
-    for indices, drawn in draw_all(base, sample, list(range(sample.count))):
-        small = base.decode(drawn, output_type="pt")
-        sets[UPSAMPLED].append(to_uint8(F.interpolate(small, size=size, mode="bicubic", align_corners=False)))
+    run.observer.begin("evaluate: base pair", count)
+    small = drawer_of(run, base, _base_size(run, upgraded))
+    for indices, drawn in draw_all(small, count, run.recipe.sample.batch_size):
+        sets[UPSAMPLED].append(small.images(drawn, size=run.recipe.image_size))
         run.observer.advance(indices[-1] + 1)
     run.observer.end()
+    large = drawer_of(run, upgraded, run.recipe.image_size)
     for batch in latents.split(batch_size):
-        batch = batch.to(upgraded.vae.device)
-        sets[UPGRADED].append(decode_images(upgraded, batch))
-        sets[CONTROL].append(decode_images(upgraded, _with_random_detail(layout, batch)))
+        sets[UPGRADED].append(large.images(batch))
+        sets[CONTROL].append(large.images(_with_random_detail(layout, batch)))
     return {name: torch.cat(parts) for name, parts in sets.items()}
 
 
@@ -168,20 +171,21 @@ def _speed(
     run: Run,
     config: EvaluateConfig,
     sample: SampleConfig,
-    upgraded: LightningDiTPipeline,
-    base: LightningDiTPipeline,
+    upgraded: Any,
+    base: Any,
     results: Results,
 ) -> None:
     run.observer.say("measuring speed")
-    scale = run.recipe.image_size // base.image_size
+    scale = upgraded.vae.config.scale
     native = _native(base, scale)
     indices = list(range(config.speed_batch))
 
-    def draw(pipeline: LightningDiTPipeline) -> Tensor:
-        return decode_images(pipeline, draw_latents(pipeline, sample, indices))
+    def draw(pipeline: Any) -> Tensor:
+        drawer = drawer_of(run, pipeline, run.recipe.image_size)
+        return drawer.images(drawer.latents(indices))
 
     pipelines = {"upgraded": upgraded, f"native, {scale * scale}x the tokens": native}
-    tokens = {name: _tokens(one.transformer) for name, one in pipelines.items()}
+    tokens = {name: _tokens(run, one) for name, one in pipelines.items()}
     protocol = {
         "image": f"{run.recipe.image_size} px",
         "steps": sample.steps,
@@ -202,15 +206,15 @@ def _speed(
         results.claims.append(speed_claim(seconds, scale * scale))
 
 
-def _tokens(transformer: LightningDiT) -> int:
-    side = transformer.config.sample_size
-    return backbone_of(transformer).num_tokens(transformer.config, side, side)
+def _tokens(run: Run, pipeline: Any) -> int:
+    side = run.recipe.image_size // compression_of(pipeline.vae)
+    return backbone_of(pipeline.transformer).num_tokens(pipeline.transformer.config, side, side)
 
 
-def _native(base: LightningDiTPipeline, scale: int) -> LightningDiTPipeline:
+def _native(base: Any, scale: int) -> Any:
     """The base pair's geometry at the large size: `scale` squared times the tokens. Weights are random."""
     # Private entries stay behind: diffusers would put default values back over ours.
     public = {key: value for key, value in base.transformer.config.items() if not key.startswith("_")}
     config = {**public, "sample_size": base.transformer.config.sample_size * scale}
-    transformer = LightningDiT.from_config(config).to(base.transformer.device).eval()
-    return LightningDiTPipeline(base.vae, transformer, base.scheduler)
+    transformer = type(base.transformer).from_config(config).to(base.transformer.device).eval()
+    return backbone_of(transformer).rebuild(base, {**base.components, "transformer": transformer})

@@ -17,7 +17,6 @@ from davae.backbones.base import Backbone
 from davae.backbones.lora import LORA_FILE, load_adapter
 from davae.backbones.registry import BACKBONES
 from davae.backbones.widening import widen_with_report
-from davae.convert.lightningdit import check_qk_norm
 from davae.core.widen import Init, KeyReport
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.loading import pipeline_folder
@@ -130,8 +129,6 @@ class Pair:
 
 def _expect_all(path: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Refuse weights that are not the model's: diffusers goes on with fresh ones, and logs it."""
-    if any(".q_norm." in key for key in (*missing, *unexpected)):
-        check_qk_norm(unexpected, expected=bool(missing))
     if missing or unexpected:
         raise ValueError(
             f"The weights in {path} do not fit their config: {len(missing)} missing, {len(unexpected)} unexpected, "
@@ -139,21 +136,22 @@ def _expect_all(path: Path, missing: Sequence[str], unexpected: Sequence[str]) -
         )
 
 
-def load_upgraded(run: "Run", dtype: torch.dtype = torch.float32) -> Any:
+def load_upgraded(run: "Run", dtype: torch.dtype = torch.float32, **components: Any) -> Any:
     """The upgraded pair of a run as a stock pipeline, in eval mode.
 
     Of a text-to-image run: the pretrained pair with the trained autoencoder, and its transformer widened with the
-    trained parts, LoRA folded in.
+    trained parts, LoRA folded in. `components` take the place of saved ones, for example None of a text encoder.
     """
     trained = run.upgraded_path()
     if not run.pair.is_text:
-        return Pair(trained).load(dtype)
+        return Pair(trained).load(dtype, **components)
     autoencoder = run.tokenizer()
     return run.pair.load(
         dtype,
         vae=autoencoder.to("cpu", dtype),
         transformer=load_trained(run.pair, trained, autoencoder, run.recipe.image_size).to(dtype).eval(),
         scheduler=load_scheduler(run.pair, trained),
+        **components,
     )
 
 

@@ -46,7 +46,7 @@ STAGES = (
     Stage(
         "pretrain-autoencoder",
         "pretrain",
-        "pretrain",
+        "pretrain.autoencoder",
         pretrain.autoencoder_inputs,
         pretrain.train_autoencoder,
         lambda run: run.folder / "pretrain" / "vae",
@@ -148,6 +148,7 @@ def planned(run: Run, verb: str | None = None) -> list[Stage]:
     chosen = [stage for stage in stages if stage.verb == verb]
     if not chosen:
         section = next(stage.section for stage in STAGES if stage.verb == verb)
+        section = section.partition(".")[0]
         raise ValueError(f"'{verb}' needs the section {section}, which recipe {run.recipe.name} lacks.")
     return chosen
 

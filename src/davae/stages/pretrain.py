@@ -1,4 +1,4 @@
-"""`davae pretrain`: a base pair from scratch, an autoencoder, then (or not) a LightningDiT on its latents."""
+"""`davae pretrain`: a base pair from scratch, an autoencoder (or a given one), then (or not) a LightningDiT on it."""
 
 from typing import Any
 
@@ -13,11 +13,13 @@ from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.models.faces import compression_of, layout_of, raw_moments, weights_hash
 from davae.models.lightningdit import LightningDiT
-from davae.recipe import BaseTransformerConfig, PretrainConfig
+from davae.models.loading import autoencoder_folder, load_autoencoder
+from davae.models.scaling import scaling_of
+from davae.recipe import GIVEN_AUTOENCODER, BaseAutoencoderConfig, BaseTransformerConfig, PretrainConfig
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.encode import DTYPES, encode_source, to_unit
 from davae.stages.record import write_provenance
-from davae.stages.run import Run, nameless, replace_folder, settings
+from davae.stages.run import Run, folder_hash, nameless, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
 from davae.train.conditions import Labels
 from davae.train.diffusion import DiffusionTask
@@ -35,6 +37,12 @@ def _section(run: Run) -> PretrainConfig:
     return run.recipe.pretrain
 
 
+def _autoencoder(run: Run) -> BaseAutoencoderConfig:
+    config = _section(run).autoencoder
+    assert config is not None
+    return config
+
+
 def _transformer(run: Run) -> BaseTransformerConfig:
     config = _section(run).transformer
     assert config is not None
@@ -45,7 +53,7 @@ def autoencoder_inputs(run: Run) -> dict[str, Any]:
     """What the base autoencoder depends on."""
     section = _section(run)
     return {
-        "autoencoder": settings(section.autoencoder),
+        "autoencoder": settings(_autoencoder(run)),
         "image_size": section.image_size,
         "data": run.sources[0].fingerprint,
         "seed": run.recipe.seed,
@@ -54,16 +62,10 @@ def autoencoder_inputs(run: Run) -> dict[str, Any]:
 
 def train_autoencoder(run: Run) -> None:
     """Train the base autoencoder, measure its latent scale, save it."""
-    section = _section(run)
-    config = section.autoencoder
+    section, config = _section(run), _autoencoder(run)
     torch.manual_seed(run.recipe.seed)
     autoencoder = getattr(diffusers, config.model)(**config.model_config)
-    factor = compression_of(autoencoder)
-    if section.image_size % factor:
-        raise ValueError(
-            f"pretrain.image_size must be a multiple of the autoencoder's compression {factor}; "
-            f"got {section.image_size}"
-        )
+    _check_size(section.image_size, autoencoder)
     source = run.sources[0]
     task = TokenizerTask(
         PlainSubject(autoencoder, config, run.recipe.seed, _vision(run, autoencoder)),
@@ -86,13 +88,20 @@ def train_autoencoder(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def _check_size(size: int, autoencoder: Any) -> None:
+    factor = compression_of(autoencoder)
+    if size % factor:
+        raise ValueError(
+            f"pretrain.image_size must be a multiple of the autoencoder's compression {factor}; got {size}"
+        )
+
+
 def _vision(run: Run, autoencoder: Any) -> VisionAlignment | None:
-    section = _section(run)
-    if section.autoencoder.vision is None:
+    vision = _autoencoder(run).vision
+    if vision is None:
         return None
-    grid = section.image_size // compression_of(autoencoder)
-    channels = layout_of(autoencoder).channels
-    return VisionAlignment.load(section.autoencoder.vision, channels, grid, run.accelerator.device)
+    grid = _section(run).image_size // compression_of(autoencoder)
+    return VisionAlignment.load(vision, layout_of(autoencoder).channels, grid, run.accelerator.device)
 
 
 def _latent_statistics(autoencoder: Any, sample: ImageSource, size: int) -> dict[str, Any]:
@@ -114,15 +123,22 @@ def _latent_statistics(autoencoder: Any, sample: ImageSource, size: int) -> dict
 
 def latents_inputs(run: Run) -> dict[str, Any]:
     """What the base latents depend on."""
-    return {"cache": settings(_section(run).cache), "autoencoder": autoencoder_inputs(run)}
+    section, given = _section(run), _given(run)
+    made: dict[str, Any] = {"cache": settings(section.cache)}
+    if given is None:
+        return made | {"autoencoder": autoencoder_inputs(run)}
+    data = {"image_size": section.image_size, "data": run.sources[0].fingerprint}
+    return made | {"autoencoder": folder_hash(autoencoder_folder(given)), **data}
 
 
 def encode_latents(run: Run) -> None:
     """Cache the base latents of the training images."""
     if run.accelerator.is_main_process:
-        section = _section(run)
+        section, autoencoder = _section(run), _load_autoencoder(run)
+        _check_size(section.image_size, autoencoder)
+        scaling_of(autoencoder)  # refused now if it declares none: the transformer would not know what it sees
         encode_source(
-            _load_autoencoder(run),
+            autoencoder,
             run.sources[0],
             section.image_size,
             run.folder / "pretrain" / "latents",
@@ -151,7 +167,7 @@ def train_transformer(run: Run) -> None:
         in_channels=layout.channels,
         sample_size=section.image_size // compression_of(autoencoder),
         num_classes=max(len(cache.manifest.class_names), 1),
-        **config.model_config,
+        **config.arguments,
     )
     task = DiffusionTask(transformer, layout, config)
     labels = Labels(cache.manifest.labels, transformer.null_class, config.condition_dropout, run.recipe.seed)
@@ -188,6 +204,14 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
+def _given(run: Run) -> str | None:
+    """Where the autoencoder is, if this run does not train it."""
+    return run.recipe.reuse.get(GIVEN_AUTOENCODER)
+
+
 def _load_autoencoder(run: Run) -> Any:
-    model = getattr(diffusers, _section(run).autoencoder.model)
+    given = _given(run)
+    if given is not None:
+        return nameless(load_autoencoder(given))
+    model = getattr(diffusers, _autoencoder(run).model)
     return nameless(model.from_pretrained(run.folder / "pretrain" / "vae"))

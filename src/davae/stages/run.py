@@ -121,7 +121,8 @@ class Run:
     def _every_shape(self) -> tuple[ImageSource, ImageSource]:
         return self._open(self.recipe.data, self._smallest_side)
 
-    def _open(self, data: DataConfig, side: int) -> tuple[ImageSource, ImageSource]:
+    def _open(self, data: DataConfig | None, side: int) -> tuple[ImageSource, ImageSource]:
+        assert data is not None
         train, test = open_train_test(data.kind, data.path, side, data.test_count, data.count, data.seed)
         skipped = list(dict.fromkeys((*train.skipped, *test.skipped)))  # parts of one set share the list
         self.skipped = skipped

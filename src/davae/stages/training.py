@@ -25,11 +25,12 @@ def fit(
     hooks: Sequence[tuple[int, Callable[[int], None]]] = (),
 ) -> dict[str, ExponentialAverage | None]:
     """Train a task to its end, resuming where it was; returns the weight averages."""
-    accelerator = run.accelerator
+    accelerator, data = run.accelerator, run.recipe.data
+    assert data is not None
     share = Share(config.batch_size, config.accumulation, accelerator.num_processes, accelerator.process_index)
     return train(
         task,
-        lambda start: feed(training_set, share, start, config.steps, run.recipe.data.workers),
+        lambda start: feed(training_set, share, start, config.steps, data.workers),
         config,
         accelerator,
         store=run.store(stage, identity, config.keep_checkpoints),
