@@ -1,0 +1,242 @@
+"""A small text-to-image pair on `solids`, and a judge of how well drawn images follow their captions.
+
+SD3's own classes, with CLIP and T5 encoders of random weights over a vocabulary of 18 words; no hub, no data set.
+
+    davae pretrain recipes/solids-text-autoencoder.yaml
+    PYTHONPATH=tests python benchmarks/text_to_image.py pair runs/solids-text-autoencoder/pretrain/vae PAIR
+    davae run recipes/solids-text.yaml --set pair=PAIR
+    PYTHONPATH=tests python benchmarks/text_to_image.py judge runs/solids-text
+
+`pair` trains the base for 64 px (64 tokens) and can be stopped and run again; torchrun with two processes works.
+`judge` trains a small classifier of shape, material and colour on renderings, then looks at the run's samples.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from davae.data.latents import LatentCache
+from davae.data.prompts import PromptCache
+from davae.data.solids import HUES, MATERIALS, SHAPES, SolidsSource
+from davae.data.source import ImageSource
+from davae.models.faces import layout_of
+from davae.models.loading import load_autoencoder
+from davae.recipe import CacheConfig
+from davae.stages.embed import encode_prompts
+from davae.stages.encode import encode_source
+from davae.terminal import ProgressBars
+from davae.train.checkpoint import CheckpointStore
+from davae.train.conditions import Prompts
+from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.feed import Share, feed
+from davae.train.journal import Journal
+from davae.train.latent_set import LatentSet
+from davae.train.loop import OptimConfig, train
+from tiny_text import MAX_LENGTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+
+BASE_SIZE = 64
+WIDTH = 64
+"""Of a CLIP encoder; T5 is as wide as both together."""
+AXES = {"shape": SHAPES, "material": MATERIALS, "colour": HUES}
+
+
+def pipeline(autoencoder: Any) -> StableDiffusion3Pipeline:
+    """An untrained transformer of 9 million parameters between real parts."""
+    torch.manual_seed(0)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=autoencoder.config.latent_channels,
+        out_channels=autoencoder.config.latent_channels,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=192,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=autoencoder,
+        text_encoder=clip_encoder(clip, WIDTH, WIDTH),
+        tokenizer=clip,
+        text_encoder_2=clip_encoder(clip, WIDTH, WIDTH),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(t5, 2 * WIDTH),
+        tokenizer_3=t5,
+    )
+
+
+def make_pair(arguments: argparse.Namespace) -> None:
+    """Train the base pair and save it as a pipeline."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else processes without a GPU do not find each other
+    autoencoder, source, out = load_autoencoder(arguments.autoencoder), SolidsSource(24_576, 0), arguments.out
+    pipe = pipeline(autoencoder)
+    with ProgressBars() as bars:
+        if accelerator.is_main_process:
+            encode_source(
+                autoencoder,
+                source,
+                BASE_SIZE,
+                out / "latents",
+                CacheConfig(flips=False, precision="bf16", batch_size=64),
+                accelerator.device,
+                bars,
+            )
+            encode_prompts(
+                pipe,
+                dict(zip(source.ids, source.captions, strict=True)),
+                out / "prompts",
+                max_length=MAX_LENGTH,
+                dtype=torch.float32,
+                batch_size=64,
+                shard_size=4096,
+                device=accelerator.device,
+                observer=bars,
+                encoders="random",
+            )
+        accelerator.wait_for_everyone()
+        config = DiffusionConfig(
+            steps=arguments.steps,
+            batch_size=64,
+            flips=False,
+            cosine_weight=0.5,
+            ema_decay=0.999,
+            ema_ramp=True,
+            log_every=100,
+            checkpoint_every=500,
+            optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup_steps=200, final_lr_factor=0.05, max_grad_norm=1.0),
+        )
+        cache, prompts = LatentCache(out / "latents"), PromptCache(out / "prompts")
+        task = DiffusionTask(pipe.transformer.train(), layout_of(autoencoder), config)
+        conditions = Prompts(prompts, cache.manifest.ids, config.condition_dropout, seed=0)
+        training_set = LatentSet(cache, conditions, 0, config.flips, config.batch_size)
+        share = Share(config.batch_size, 1, accelerator.num_processes, accelerator.process_index)
+        averages = train(
+            task,
+            lambda start: feed(training_set, share, start, config.steps, workers=1),
+            config,
+            accelerator,
+            store=CheckpointStore(out / "checkpoints", {"steps": config.steps}),
+            journal=Journal(out / "stats.jsonl", "base"),
+            observer=bars,
+        )
+    average = averages["transformer"]
+    assert average is not None
+    with average.applied():
+        if accelerator.is_main_process:
+            pipe.transformer.eval()
+            pipe.save_pretrained(out)
+
+
+class Judge(nn.Module):
+    """Shape, material and colour of a solid at 128 px."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 64, 96, 96)
+        layers = []
+        for taken, given in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(taken, given, 3, 2, 1), nn.GroupNorm(8, given), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], len(values)) for name, values in AXES.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of uint8 images [B, 3, 128, 128]."""
+        features = self.trunk(images.float() / 127.5 - 1).mean(dim=(2, 3))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def wanted(captions: list[str]) -> dict[str, Tensor]:
+    """Indices of what the captions ask for: "a striped red box"."""
+    words = [caption.split() for caption in captions]
+    places = {"material": 1, "colour": 2, "shape": 3}
+    return {name: torch.tensor([values.index(row[places[name]]) for row in words]) for name, values in AXES.items()}
+
+
+def trained_judge(size: int, steps: int) -> Judge:
+    """A judge that has seen renderings alone."""
+    torch.manual_seed(0)
+    judge, source = Judge(), SolidsSource(64 * steps, seed=77)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        indices = range(64 * step, 64 * step + 64)
+        logits, target = judge(source.images(indices, size)), wanted([source.captions[index] for index in indices])
+        loss = torch.stack([F.cross_entropy(logits[name], target[name]) for name in AXES]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, images: Tensor, captions: list[str]) -> dict[str, float]:
+    """Share of images that are what their captions say."""
+    parts = [judge(batch) for batch in images.split(64)]
+    target = wanted(captions)
+    return {
+        name: (torch.cat([part[name] for part in parts]).argmax(1) == target[name]).float().mean().item()
+        for name in AXES
+    }
+
+
+def renderings(source: ImageSource, count: int, size: int) -> Tensor:
+    """Real images [count, 3, size, size]."""
+    return source.images(range(count), size)
+
+
+def judge_run(arguments: argparse.Namespace) -> None:
+    """Print and write how drawn images, real ones and shuffled captions compare."""
+    folder = arguments.run / "samples"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    captions = [row["text"] for row in rows]
+    images = torch.stack([pixels(folder / row["file_name"]) for row in rows])
+    size = images.shape[-1]
+    judge = trained_judge(size, arguments.steps)
+    held_out = SolidsSource(len(images), seed=78)
+    shift = len(images) // 2 + 1  # every image gets another one's caption
+    table = {
+        "real images": accuracy(judge, renderings(held_out, len(images), size), held_out.captions),
+        "drawn": accuracy(judge, images, captions),
+        "drawn, captions of others": accuracy(judge, images, captions[shift:] + captions[:shift]),
+        "chance": {name: 1 / len(values) for name, values in AXES.items()},
+    }
+    print(json.dumps(table, indent=1))
+    (arguments.run / "captions.json").write_text(json.dumps({"images": len(images), "accuracy": table}, indent=1))
+
+
+def pixels(path: Path) -> Tensor:
+    """uint8 [3, H, W]."""
+    with Image.open(path) as image:
+        data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+        return data.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    pair = commands.add_parser("pair", help="train the base pair")
+    pair.add_argument("autoencoder", type=Path)
+    pair.add_argument("out", type=Path)
+    pair.add_argument("--steps", type=int, default=2500)
+    pair.set_defaults(work=make_pair)
+    judged = commands.add_parser("judge", help="whether images follow their captions")
+    judged.add_argument("run", type=Path)
+    judged.add_argument("--steps", type=int, default=600)
+    judged.set_defaults(work=judge_run)
+    chosen = parser.parse_args()
+    chosen.work(chosen)
