@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import davae
+from davae.cli import main
 from davae.data.prompts import PromptCache
 from davae.recipe import parse_recipe
 from davae.stages.pairs import load_upgraded
@@ -183,3 +184,28 @@ def test_a_text_pair_needs_the_section_prompts(recipe: Path, tmp_path: Path) -> 
     status, said = run(tmp_path / "without.yaml", tmp_path / "runs", verb="train-tokenizer")
     assert status == 1
     assert "draws from prompts, and the recipe has no section prompts" in said
+
+
+def test_a_finished_run_generates(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    arguments = ["--from", recipe, "--out", tmp_path / "out", "--steps", 2, "--preview", "--baseline"]
+    status = main([str(part) for part in ["generate", "a red box", *arguments, "--runs-dir", finished]])
+    assert status == 0
+    for name in ("000000.png", "000000-preview.png", "000000-baseline.png"):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.size == (32, 32)
+    said = (tmp_path / "out" / "000000.json").read_text()
+    assert f'"max_length": {MAX_LENGTH}' in said  # as in training
+
+
+def test_a_finished_run_is_exported_whole(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    status = main(["export", str(recipe), str(target), "--dtype", "float32", "--runs-dir", str(finished)])
+    assert status == 0
+    assert {"README.md", "NOTICE", "model_index.json"} <= {path.name for path in target.iterdir()}
+    pipe, run_pipe = StableDiffusion3Pipeline.from_pretrained(target), load_upgraded(opened(recipe, finished))
+    drawn = []
+    for one in (pipe, run_pipe):
+        one.set_progress_bar_config(disable=True)
+        arguments = {"num_inference_steps": 2, "max_sequence_length": MAX_LENGTH, "output_type": "pt"}
+        drawn.append(one("a red box", generator=torch.Generator().manual_seed(0), **arguments).images)
+    torch.testing.assert_close(drawn[0], drawn[1], atol=1e-5, rtol=0)

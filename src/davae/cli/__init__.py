@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from logging import LogRecord, getLogger
 
 from davae import __version__
 from davae.cli import analyze, convert, doctor, export, generate, recipe
@@ -63,7 +64,15 @@ def _work(options: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()  # "Loading pipeline components" is no news
     transformers_logging.disable_progress_bar()
+    for name in ("models.modeling_utils", "pipelines.pipeline_utils"):
+        getLogger(f"diffusers.{name}").addFilter(_is_news)
     return options.work(options)
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Not what diffusers says of every upgraded pipeline, nor its warning about an empty list of modules."""
+    message = record.getMessage()
+    return not (message.startswith("Expected types for vae") or "should be kept in float32: []" in message)
 
 
 def _print(message: str) -> None:

@@ -36,13 +36,13 @@ class Generation:
     """What is drawn and how it is kept.
 
     Args:
-        height: of the images, pixels; None takes the pipeline's default.
+        height: of the images, pixels; None takes that of its training, else the default.
         width: likewise.
         steps: of the pipeline's scheduler. 30 steps and guidance 2.5 are the paper's, for its SD3.5-Medium.
         guidance: 1 is off.
         guidance_interval: native times (0 = noise, 1 = data) between which guidance is on.
         negative: what guidance leads away from.
-        max_length: tokens of the long text encoder; None takes the pipeline's default.
+        max_length: tokens of the long text encoder; None takes that of its training, else the default.
         seed: of the first image; image i has seed + i.
         count: images a prompt, one after the other.
         batch: images drawn at once; changes nothing about an image but its rounding.
@@ -130,7 +130,7 @@ class Job:
             "guidance": settings.guidance,
             "guidance_interval": list(settings.guidance_interval),
             "negative": settings.negative,
-            "max_length": settings.max_length,
+            "max_length": settings.max_length or self.source.max_length,
             "dtype": self.engine.dtype_on(device),
             "quantize": self.engine.quantize,
             "step_cache": self.engine.step_cache,
@@ -152,7 +152,7 @@ class Artist:
     def __init__(self, job: Job, device: torch.device, observer: Observer) -> None:
         self.job, self.device, engine = job, device, job.engine
         self.pipe = job.source.load(engine, device)
-        self.length = job.settings.max_length or default_length(self.pipe)
+        self.length = job.settings.max_length or job.source.max_length or default_length(self.pipe)
         if cut := truncated(self.pipe, job.prompts, self.length):
             observer.say(describe_truncated(cut, self.length))
         engine.start(self.pipe, device)

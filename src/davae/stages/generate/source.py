@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from diffusers.configuration_utils import FrozenDict
 
+from davae.data.prompts import PromptCache
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.bases import family_of
 from davae.sampling.grid import Grid, stored_compression
@@ -35,6 +36,10 @@ class TextSource(Protocol):
     def channels(self) -> tuple[int, int]:
         """(base, detail) channels of its latents."""
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the long text encoder that it was trained with; None where nobody said."""
+
     def load(self, engine: Engine, device: torch.device, with_text: bool = True) -> Any:
         """The pipeline; `with_text` False leaves out what encodes text."""
 
@@ -49,6 +54,8 @@ class SavedPipeline:
         FileNotFoundError: there is none.
         ValueError: it does not draw from text, or its autoencoder and transformer are not a pair.
     """
+
+    max_length = None
 
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
@@ -109,12 +116,14 @@ class FinishedRun:
         size = {"sample_size": run.recipe.image_size // compression}
         self.grid = Grid.of(run.pair.backbone, FrozenDict({**run.pair.transformer_config, **size}), compression)
         self.channels = _channels(vae)
+        self.max_length = PromptCache(run.path_of("prompts")).manifest.max_length
 
     @property
     def identity(self) -> dict[str, Any]:
         """See `TextSource`."""
         parts = {"trained": self._run.upgraded_path(), "tokenizer": self._run.path_of("tokenizer")}
-        return {"pair": self._run.pair.source, **{name: folder_hash(path) for name, path in parts.items()}}
+        hashes = {name: folder_hash(path) for name, path in parts.items()}
+        return {"path": str(self._run.folder), "pair": self._run.pair.source, **hashes}
 
     def load(self, engine: Engine, device: torch.device, with_text: bool = True) -> Any:
         """See `TextSource`."""
