@@ -253,15 +253,6 @@ def _is_of_this(run: Run, stage: str) -> bool:
     return all(value == folder_hash(folders[name]) for name, value in seen.items())
 
 
-def _reminders(target: Path) -> list[str]:
-    if not (target / NOTICE).exists():
-        return []
-    text = (
-        [] if any(target.glob("LICEN[CS]E*")) else ["Put the licence's text beside it (see NOTICE for where it is)"]
-    )
-    return [f"{line} before you share the model." for line in text]
-
-
 def _published(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe for other people: of a path on this machine only the last part is left."""
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from davae.backbones.lora import LoraSettings
-from davae.backbones.registry import backbone_of
+from davae.backbones.registry import BACKBONES, backbone_of
 from davae.core.flow import interpolate, predicted_data, shift_time, sigma_shift, velocity
 from davae.core.layout import LatentLayout
 from davae.core.losses import velocity_cosine, weighted_mse
@@ -84,9 +84,10 @@ class DiffusionTask:
                 f"Widen it with davae.widen(transformer, detail_channels={layout.detail_channels})."
             )
         if backbone.velocity is None:
+            trained = sorted(name for name, family in BACKBONES.items() if family.velocity is not None)
             raise ValueError(
-                f"Cannot fine-tune a {backbone.class_name}: it predicts {backbone.convention}, and training is flow "
-                f"matching. Take a model that predicts velocity."
+                f"Fine-tuning of a {backbone.class_name} (it predicts {backbone.convention}) is not available; "
+                f"allowed are {', '.join(trained)}."
             )
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
