@@ -1,7 +1,10 @@
 """A text-to-image run, from a stock pipeline to images, on SD3's own classes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,16 @@ from safetensors.torch import load_file
 
 import davae
 from davae.cli import main
+from davae.data.latents import LatentCache
 from davae.data.prompts import PromptCache
-from davae.recipe import parse_recipe
+from davae.recipe import SampleConfig, parse_recipe
+from davae.stages.drawing import DECODED_AT_ONCE, TextDrawer, decoder_parts, load_drawn
 from davae.stages.pairs import load_upgraded
 from davae.stages.run import Run
+from davae.train.conditions import Labels
+from davae.train.latent_set import LatentSet
+from tiny_pair import build_tiny_pair
+from tiny_run import RECIPE as CLASS_RECIPE
 from tiny_run import run, skipped
 from tiny_text import MAX_LENGTH, build_tiny_text_pair
 
@@ -72,6 +81,22 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(recipe: Path, runs: Path) -> Run:
     return Run(parse_recipe(yaml.safe_load(recipe.read_text())), runs)
+
+
+def borrowing(recipe: Path, finished: Path, name: str, *sections: str, **finetune: Any) -> dict[str, Any]:
+    """The recipe of another run with sections of the finished one, and other settings of `finetune` (None: unset)."""
+    values = yaml.safe_load(recipe.read_text()) | {"name": name}
+    values |= {section: {"from": str(finished / "text")} for section in sections}
+    values["finetune"] = {key: value for key, value in (values["finetune"] | finetune).items() if value is not None}
+    return values
+
+
+def finetune(values: dict[str, Any], runs: Path) -> tuple[int, str]:
+    """Exit status and what was said."""
+    runs.mkdir(exist_ok=True)
+    path = runs / f"{values['name']}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return run(path, runs, verb="finetune")
 
 
 def test_a_run_leaves_all_its_parts(finished: Path) -> None:
@@ -157,6 +182,8 @@ def test_realism_goes_on_from_the_first_stage(recipe: Path, finished: Path, tmp_
     drawn = load_upgraded(opened(tmp_path / "both.yaml", finished)).transformer
     heads = load_file(finished / "text" / "realism" / "transformer" / "widened_heads.safetensors")
     torch.testing.assert_close(drawn.proj_out.weight, heads["proj_out.weight"])
+    scheduler = json.loads((finished / "text" / "realism/transformer/scheduler/scheduler_config.json").read_text())
+    assert scheduler["shift"] == 4.0  # as the first stage has it
 
 
 def test_another_pair_of_text_encoders_is_refused(recipe: Path, finished: Path, tmp_path: Path) -> None:
@@ -209,3 +236,115 @@ def test_a_finished_run_is_exported_whole(recipe: Path, finished: Path, tmp_path
         arguments = {"num_inference_steps": 2, "max_sequence_length": MAX_LENGTH, "output_type": "pt"}
         drawn.append(one("a red box", generator=torch.Generator().manual_seed(0), **arguments).images)
     torch.testing.assert_close(drawn[0], drawn[1], atol=1e-5, rtol=0)
+
+
+def test_other_prompts_of_the_preview_are_no_other_training(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(finished, tmp_path / "runs")
+    preview = "finetune.preview={every: 2, prompts: [a green pyramid], steps: 2}"
+    for verb, passed_over in (("prompts", []), ("finetune", ["finetune"])):
+        status, said = run(recipe, runs, "--set", preview, verb=verb)
+        assert status == 0, said
+        assert skipped(said) == passed_over
+
+
+def test_a_borrowed_prompt_cache_without_the_preview_is_refused_at_once(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    preview = {"every": 3, "prompts": ["a green pyramid"]}
+    values = borrowing(recipe, finished, "other", "tokenizer", "cache", "prompts", preview=preview)
+    status, said = finetune(values, tmp_path / "runs")
+    assert status == 1
+    assert "not 'preview: a green pyramid'" in said
+    assert not (tmp_path / "runs" / "other" / "stats.jsonl").exists()
+
+
+def test_a_training_of_every_weight_is_a_start(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    runs, parts = tmp_path / "runs", ("tokenizer", "cache", "prompts")
+    whole = borrowing(recipe, finished, "whole", *parts, lora=None, preview=None)
+    status, said = finetune(whole, runs)
+    assert status == 0, said
+    trained = load_file(runs / "whole" / "transformer" / "diffusion_pytorch_model.safetensors")
+    still = {"optim": {"lr": 0.0}, "steps": 1, "preview": None, "start": str(runs / "whole")}
+    for name, lora in (("again", None), ("adapted", {"rank": 2})):
+        values = borrowing(recipe, finished, name, *parts, lora=lora, **still)
+        status, said = finetune(values, runs)
+        assert status == 0, said
+        drawn = load_upgraded(Run(parse_recipe(values), runs)).transformer.state_dict()
+        heads = ["pos_embed.proj.weight", "proj_out.weight"]
+        assert all(torch.equal(drawn[key], trained[key]) for key in (heads if lora else trained))
+    values = borrowing(recipe, finished, "back", *parts, **still | {"start": str(finished / "text"), "lora": None})
+    status, said = finetune(values, runs)
+    assert status == 1
+    assert "cannot go on from a LoRA" in said
+    assert "finetune.lora is null" in said
+
+
+def test_a_class_conditional_run_is_a_start(tmp_path: Path) -> None:
+    values = yaml.safe_load(CLASS_RECIPE.format(pair=build_tiny_pair(tmp_path / "pair")))
+    del values["evaluate"], values["sample"]
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(values))
+    status, said = run(tmp_path / "first.yaml", tmp_path)
+    assert status == 0, said
+    first = tmp_path / "tiny"
+    then = values | {"name": "then"} | {section: {"from": str(first)} for section in ("tokenizer", "cache")}
+    then["finetune"] |= {"start": str(first), "optim": {"lr": 0.0}}
+    status, said = finetune(then, tmp_path)
+    assert status == 0, said
+    weights = [
+        load_file(folder / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+        for folder in (first, tmp_path / "then")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_pair_draws_as_it_is(pair: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red box\na blue sphere\n")
+    sample = {"count": 3, "steps": 2, "batch_size": 2, "prompts": str(tmp_path / "prompts.txt")}
+    values = {"name": "plain", "pair": str(pair), "image_size": 16, "sample": sample}
+    recipe = tmp_path / "plain.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    status, said = run(recipe, tmp_path)
+    assert status == 0, said
+    assert len(list((tmp_path / "plain" / "samples").glob("[0-9]*.png"))) == 3
+    (tmp_path / "prompts.txt").write_text("a green box\n")  # another content under the same name
+    assert skipped(run(recipe, tmp_path)[1]) == []
+    recipe.write_text(yaml.safe_dump(values | {"sample": {"count": 3}}))
+    status, said = run(recipe, tmp_path)
+    assert status == 1
+    assert "Set sample.prompts to a file of prompts" in said
+
+
+def test_text_is_encoded_for_drawing_as_it_was_for_training(recipe: Path, finished: Path) -> None:
+    one = opened(recipe, finished)
+    assert one.recipe.prompts is not None
+    one.recipe = replace(one.recipe, prompts=replace(one.recipe.prompts, dtype="bfloat16"))
+    drawn = load_drawn(one)
+    assert drawn.text_encoder.dtype == drawn.text_encoder_3.dtype == torch.bfloat16
+    assert drawn.transformer.dtype == drawn.vae.dtype == torch.float32
+
+
+def test_the_state_between_steps_is_not_rounded(recipe: Path, finished: Path) -> None:
+    pipe = load_drawn(opened(recipe, finished))
+    settings = SampleConfig(steps=3, guidance_scale=2.0, precision="bf16")
+    drawn = TextDrawer(pipe, settings, ["a red box"], 32, MAX_LENGTH).latents([0])
+    assert not torch.equal(drawn, drawn.bfloat16().float())
+    exact = TextDrawer(pipe, replace(settings, precision="fp32"), ["a red box"], 32, MAX_LENGTH).latents([0])
+    assert 0 < (drawn - exact).abs().max() < 0.05 * exact.abs().max()
+    assert not pipe.transformer._forward_hooks
+
+
+def test_large_images_are_decoded_in_smaller_parts(recipe: Path, finished: Path) -> None:
+    pipe = load_upgraded(opened(recipe, finished))
+    positions = 1024 // pipe.vae.compression
+    for side, parts in ((positions // 8, [DECODED_AT_ONCE, 4]), (positions, [4] * 9), (4 * positions, [1] * 36)):
+        latents = torch.empty(36, 1, side, side, device="meta")
+        assert [len(part) for part in decoder_parts(pipe, latents)] == parts
+
+
+def test_mirrored_latents_must_be_in_the_cache(finished: Path) -> None:
+    cache = LatentCache(finished / "text" / "latents")
+    cache.manifest = replace(cache.manifest, flips=False)
+    labels = Labels(cache.manifest.labels, 0, 0.0, 0)
+    assert len(LatentSet(cache, labels, 0, False, 4)) == 24
+    with pytest.raises(ValueError, match="Set flips to false"):
+        LatentSet(cache, labels, 0, True, 4)

@@ -6,26 +6,32 @@ one a kind of pipeline; `drawer_of` chooses.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from davae.core.randomness import uniform
 from davae.data.prompt_list import read_prompts
 from davae.data.prompts import PromptCache
+from davae.models.faces import compression_of
 from davae.recipe import SampleConfig
 from davae.sampling.denoise import draw_noise
 from davae.sampling.guidance import guide_all, guide_first
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.sampling.text import decode, draw_text
+from davae.stages.embed import load_text_parts
+from davae.stages.encode import DTYPES
 from davae.stages.pairs import load_upgraded
 from davae.stages.run import Run, folder_hash
 
 DECODED_AT_ONCE = 32
 """Images: an autoencoder needs far more memory an image than the transformer that drew its latent."""
+PIXELS_DECODED_AT_ONCE = 4 * 1024**2
+"""An activation of SD3's decoder takes 1 kB a pixel in fp32, and several are alive at a time."""
 
 
 class Drawer(Protocol):
@@ -70,7 +76,7 @@ class ClassDrawer:
         config, transformer = self.config, self.pipeline.transformer
         side = transformer.config.sample_size
         noise = draw_noise([config.seed + index for index in indices], (transformer.config.in_channels, side, side))
-        with torch.autocast(transformer.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with computing(transformer, config.precision):
             return self.pipeline(
                 self.labels(indices),
                 num_inference_steps=config.steps,
@@ -83,7 +89,7 @@ class ClassDrawer:
 
     def images(self, latents: Tensor, size: int | None = None) -> Tensor:
         """See `Drawer`."""
-        parts = (self.pipeline.decode(part, output_type="pt") for part in latents.split(DECODED_AT_ONCE))
+        parts = (self.pipeline.decode(part, output_type="pt") for part in decoder_parts(self.pipeline, latents))
         return torch.cat([to_uint8(part if size is None else enlarged(part, size)) for part in parts])
 
     def condition_names(self, indices: Sequence[int]) -> list[str]:
@@ -99,11 +105,11 @@ class TextDrawer:
         config: seeds, steps and guidance.
         prompts: image i is of prompt i modulo their number.
         size: side of the images, pixels.
-        max_length: tokens of the long text encoder.
+        max_length: tokens of the long text encoder; None takes the pipeline's default.
     """
 
     def __init__(
-        self, pipeline: Any, config: SampleConfig, prompts: Sequence[str], size: int, max_length: int
+        self, pipeline: Any, config: SampleConfig, prompts: Sequence[str], size: int, max_length: int | None
     ) -> None:
         self.pipeline, self.config, self.prompts = pipeline, config, prompts
         self.size, self.max_length = size, max_length
@@ -111,8 +117,8 @@ class TextDrawer:
 
     def latents(self, indices: Sequence[int]) -> Tensor:
         """See `Drawer`."""
-        config, device = self.config, self.pipeline.transformer.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        config = self.config
+        with computing(self.pipeline.transformer, config.precision):
             return draw_text(
                 self.pipeline,
                 self.condition_names(indices),
@@ -127,7 +133,7 @@ class TextDrawer:
 
     def images(self, latents: Tensor, size: int | None = None) -> Tensor:
         """See `Drawer`."""
-        parts = (decode(self.pipeline, part) for part in latents.split(DECODED_AT_ONCE))
+        parts = (decode(self.pipeline, part) for part in decoder_parts(self.pipeline, latents))
         return torch.cat([to_uint8(part if size is None else enlarged(part, size)) for part in parts])
 
     def condition_names(self, indices: Sequence[int]) -> list[str]:
@@ -148,6 +154,11 @@ def _prompts(run: Run) -> list[str]:
     assert run.recipe.sample is not None
     if run.recipe.sample.prompts is not None:
         return read_prompts(Path(run.recipe.sample.prompts))
+    if run.recipe.data is None:
+        raise ValueError(
+            "There is nothing to draw: the recipe has neither sample.prompts nor data with captions. Set "
+            "sample.prompts to a file of prompts."
+        )
     captions = [caption for caption in run.sources[1].captions if caption]
     if not captions:
         raise ValueError(
@@ -156,27 +167,71 @@ def _prompts(run: Run) -> list[str]:
     return captions
 
 
-def _max_length(run: Run) -> int:
-    own = run.recipe.prompts
-    return own.max_length if own is not None else PromptCache(run.path_of("prompts")).manifest.max_length
+def _max_length(run: Run) -> int | None:
+    """As in training; the pipeline's default where nothing was trained."""
+    if run.recipe.prompts is not None:
+        return run.recipe.prompts.max_length
+    return PromptCache(run.path_of("prompts")).manifest.max_length if run.recipe.has("prompts") else None
 
 
 def load_drawn(run: Run) -> Any:
-    """What `sample` draws with: the upgraded pair, or the pretrained one in a recipe without fine-tuning."""
-    return load_upgraded(run) if run.recipe.has("finetune") else run.pair.load()
+    """What `sample` draws with: the upgraded pair, or the pretrained one in a recipe without fine-tuning.
+
+    Text encoders are in the precision in which they encoded the training's captions.
+    """
+    if not run.recipe.has("finetune"):
+        return run.pair.load()
+    if not run.pair.is_text:
+        return load_upgraded(run)
+    own = run.recipe.prompts
+    dtype = PromptCache(run.path_of("prompts")).manifest.dtype if own is None else own.dtype
+    encoders = load_text_parts(run.pair.source, DTYPES[dtype])
+    return load_upgraded(run, **{name: getattr(encoders, name) for name in run.pair.text_parts})
 
 
 def drawn_inputs(run: Run) -> dict[str, Any]:
     """What the images depend on, apart from settings."""
+    result: dict[str, Any] = {}
     if not run.recipe.has("finetune"):
-        return {"pipeline": folder_hash(run.pair.folder(run.pair.parts))}
-    result: dict[str, Any] = {"pipeline": folder_hash(run.upgraded_path())}
-    if run.pair.is_text:
-        result["tokenizer"] = folder_hash(run.path_of("tokenizer"))
-        result["pair"] = folder_hash(run.pair.folder(["transformer"]) / "transformer")
-        if run.recipe.sample is not None:
-            result["prompts_drawn"] = hashlib.blake2b("\n".join(_prompts(run)).encode(), digest_size=16).hexdigest()
+        result["pipeline"] = folder_hash(run.pair.folder(run.pair.parts))
+    else:
+        result["pipeline"] = folder_hash(run.upgraded_path())
+        if run.pair.is_text:
+            result["tokenizer"] = folder_hash(run.path_of("tokenizer"))
+            result["pair"] = folder_hash(run.pair.folder(["transformer"]) / "transformer")
+    if run.pair.is_text and run.recipe.sample is not None:
+        result["prompts_drawn"] = hashlib.blake2b("\n".join(_prompts(run)).encode(), digest_size=16).hexdigest()
     return result
+
+
+@contextmanager
+def computing(transformer: nn.Module, precision: str) -> Iterator[None]:
+    """Inside, a transformer computes in `precision`, "fp32" or "bf16" (autocast), and predicts in float32.
+
+    Schedulers of diffusers keep the state between steps in the dtype of the prediction; rounding would add up there.
+    """
+    if precision == "fp32":
+        yield
+        return
+    device = next(transformer.parameters()).device
+    hook = transformer.register_forward_hook(_predict_in_float32)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        hook.remove()
+
+
+def _predict_in_float32(transformer: nn.Module, arguments: Any, output: Any) -> Any:
+    # Text pipelines ask for tuples; `LightningDiTPipeline` asks for an output object and rounds nothing.
+    return (output[0].float(), *output[1:]) if isinstance(output, tuple) else output
+
+
+def decoder_parts(pipeline: Any, latents: Tensor) -> Sequence[Tensor]:
+    """Latents [B, K, h, w] in parts that an autoencoder can decode at once."""
+    height, width = latents.shape[-2:]
+    pixels = height * width * compression_of(pipeline.vae) ** 2
+    return latents.split(min(DECODED_AT_ONCE, max(PIXELS_DECODED_AT_ONCE // pixels, 1)))
 
 
 def draw_all(drawer: Drawer, count: int, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from davae.backbones.lora import load_adapter, merge_lora, prepare_lora, save_adapter
+from davae.backbones.lora import LORA_FILE, load_adapter, merge_lora, prepare_lora, save_adapter
 from davae.data.latents import LatentCache
 from davae.data.prompts import PromptCache
 from davae.models.autoencoder import AutoencoderDA
@@ -33,6 +33,9 @@ def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
     }
     if run.pair.is_text:
         result["prompts"] = PromptCache(one.prompts).manifest.key
+        if "prompts" not in run.recipe.reuse:
+            # It has prompts of the preview, which change no weight; the captions are in the cache's source already.
+            del result["prompts"]["source"]
     if one.start is not None:
         result["start"] = folder_hash(one.start)
     return result
@@ -63,14 +66,34 @@ def work(run: Run, phase: PhaseName = "finetune") -> None:
 
 def _prepared(transformer: Any, phase: Phase) -> Any:
     """The widened transformer as training starts from it: with adapters, and with an earlier training's weights."""
-    config, start = phase.config, phase.start
-    if config.lora is not None:
-        prepare_lora(transformer, config.lora, phase.run.recipe.seed)
-        if start is not None:
-            load_adapter(transformer, start, merge=False)
-    elif start is not None:
-        transformer = type(transformer).from_pretrained(start, use_safetensors=True)
+    lora, start = phase.config.lora, phase.start
+    is_adapter = start is not None and (start / LORA_FILE).exists()
+    if is_adapter and lora is None:
+        raise ValueError(
+            f"Training of every weight cannot go on from a LoRA; got {start}, and {phase.name}.lora is null. Set it "
+            f"as the recipe of that run has it."
+        )
+    if start is not None and not is_adapter:
+        _take_weights(transformer, start)
+    if lora is not None:
+        prepare_lora(transformer, lora, phase.run.recipe.seed)
+    if is_adapter:
+        load_adapter(transformer, start, merge=False)
     return transformer
+
+
+def _take_weights(transformer: Any, start: Path) -> None:
+    """All weights of a trained transformer; the size of its images stays behind."""
+    folder = start / "transformer" if (start / "transformer").is_dir() else start
+    trained = type(transformer).from_pretrained(folder, use_safetensors=True).state_dict()
+    own = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
+    different = sorted(dict(own.items() ^ {name: tensor.shape for name, tensor in trained.items()}.items()))
+    if different:
+        raise ValueError(
+            f"The transformer in {folder} is not the pair's, widened: {len(different)} weights are of other shapes "
+            f"or names, for example {', '.join(different[:3])}. Start from a run of the same pair and channels."
+        )
+    transformer.load_state_dict(trained)
 
 
 def _conditions(transformer: Any, phase: Phase, cache: LatentCache) -> Conditions:

@@ -25,14 +25,19 @@ class Phase:
 
     @property
     def config(self) -> FinetuneConfig:
-        """Its settings; the second one trains what the first one trained."""
+        """Its settings; the second one trains what the first one trained, by default for the same scheduler."""
         recipe = self.run.recipe
         if not self.is_second:
             assert recipe.finetune is not None
             return recipe.finetune
         assert recipe.realism is not None
         assert recipe.finetune is not None
-        return replace(recipe.realism, lora=recipe.finetune.lora)
+        shift = recipe.realism.scheduler_shift
+        return replace(
+            recipe.realism,
+            lora=recipe.finetune.lora,
+            scheduler_shift=recipe.finetune.scheduler_shift if shift is None else shift,
+        )
 
     @property
     def source(self) -> ImageSource:
@@ -56,7 +61,7 @@ class Phase:
 
     @property
     def start(self) -> Path | None:
-        """The trained parts that it starts from; None for the pretrained pair, widened."""
+        """What an earlier training left, from which it starts; None for the pretrained pair, widened."""
         if self.is_second:
             return self.run.path_of("finetune")
         if self.config.start is None:

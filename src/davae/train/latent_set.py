@@ -25,9 +25,17 @@ class LatentSet(Dataset):
         seed: of order, mirroring, posterior and noise.
         flips: use mirrored latents for half of the samples.
         batch_size: images a step, over all processes.
+
+    Raises:
+        ValueError: there are no mirrored latents in the cache.
     """
 
     def __init__(self, cache: LatentCache, conditions: Conditions, seed: int, flips: bool, batch_size: int) -> None:
+        if flips and not cache.manifest.flips:
+            raise ValueError(
+                f"Training is to see mirrored latents, and the latent cache in {cache.folder} has none. Set flips to "
+                f"false, or make the cache with cache.flips true."
+            )
         self.cache, self.conditions, self.seed, self.flips = cache, conditions, seed, flips
         self.order = BucketOrder([count for _, _, count in cache.manifest.buckets], seed, batch_size)
 
