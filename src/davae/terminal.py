@@ -8,7 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBars:
-    """An observer that draws progress bars with rich."""
+    """An observer that draws progress bars with rich.
+
+    It takes hold of the terminal when it is first used: of several processes those that stay silent leave it alone.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -22,16 +25,22 @@ class ProgressBars:
             refresh_per_second=2,
         )
         self._task: Any = None
+        self._is_live = False
 
     def __enter__(self) -> "ProgressBars":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._is_live:
+            self._progress.stop()
+
+    def _start(self) -> None:
+        self._progress.start()
+        self._is_live = True
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
         """See `Observer`."""
+        self._start()
         self._task = self._progress.add_task(stage, total=total, completed=done, values="")
 
     def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
@@ -46,6 +55,7 @@ class ProgressBars:
 
     def say(self, message: str) -> None:
         """See `Observer`."""
+        self._start()
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, table: RenderableType) -> None:

@@ -17,7 +17,7 @@ import davae
 from davae.cli import main
 from davae.data.latents import LatentCache
 from davae.data.prompts import PromptCache
-from davae.recipe import SampleConfig, parse_recipe
+from davae.recipe import SampleConfig, dump_recipe, parse_recipe
 from davae.stages.drawing import DECODED_AT_ONCE, TextDrawer, decoder_parts, load_drawn
 from davae.stages.pairs import load_upgraded
 from davae.stages.run import Run
@@ -348,3 +348,28 @@ def test_mirrored_latents_must_be_in_the_cache(finished: Path) -> None:
     assert len(LatentSet(cache, labels, 0, False, 4)) == 24
     with pytest.raises(ValueError, match="Set flips to false"):
         LatentSet(cache, labels, 0, True, 4)
+
+
+def test_what_a_later_stage_would_stop_at_is_refused_at_once(recipe: Path, tmp_path: Path) -> None:
+    for setting, message in (
+        ("finetune.accumulation=3", "batch_size must be a multiple of accumulation 3"),
+        ("sample.prompts=nowhere.txt", "There is no file nowhere.txt"),
+        ("realism={data: {kind: solids}, steps: 2, lora: {rank: 3}}", "realism.lora is finetune's"),
+        ("realism={data: {kind: solids}, steps: 2, start: elsewhere}", "realism.start is nothing to set"),
+    ):
+        status, said = run(recipe, tmp_path, "--set", setting)
+        assert status == 1
+        assert message in said
+        assert not (tmp_path / "text").exists()
+
+
+def test_realism_has_the_settings_of_finetune(recipe: Path) -> None:
+    given = yaml.safe_load(recipe.read_text())
+    given["realism"] = {"data": {"kind": "solids"}, "steps": 7}
+    parsed = parse_recipe(given)
+    assert parsed.finetune is not None
+    assert parsed.realism is not None
+    assert (parsed.realism.steps, parsed.realism.detail_warmup_steps, parsed.realism.start) == (7, 0, None)
+    for name in ("objective", "min_snr_gamma", "sigma_shift", "scheduler_shift", "lora", "batch_size"):
+        assert getattr(parsed.realism, name) == getattr(parsed.finetune, name)
+    assert parse_recipe(yaml.safe_load(dump_recipe(parsed))) == parsed

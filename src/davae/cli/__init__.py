@@ -1,6 +1,7 @@
 """The command line: verbs for people. Nothing heavy is imported before a verb is known to be right."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -76,4 +77,6 @@ def _is_news(record: LogRecord) -> bool:
 
 
 def _print(message: str) -> None:
-    sys.stderr.write(message + "\n")
+    """One line on standard error, of several processes by the first alone: what stops one stops all."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(message + "\n")

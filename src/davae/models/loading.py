@@ -99,7 +99,8 @@ def _autoencoder_in(folder: Path, asked: str | Path) -> Path:
 def _fetch(name: str, patterns: Sequence[str], what: str = "autoencoder") -> Path:
     """Folder with these files of a hub repository, from the hub's cache where they are there."""
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        # Variants in half precision lie beside the weights under names of their own.
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*.fp16*"]))
     except OSError as error:  # no such repository, not allowed in, no network
         raise FileNotFoundError(
             f"There is no {what} {name}: no such folder here, and the hub says: {error}"

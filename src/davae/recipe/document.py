@@ -76,11 +76,20 @@ def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
                 )
             reuse[section] = str(given["from"])
             del place[key]
+    _inherit(sections)
     try:
         return TypeAdapter(Recipe).validate_python({**sections, **({"reuse": reuse} if reuse else {})})
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
         raise RecipeError(f"{name} is not a valid recipe:\n{problems}") from error
+
+
+def _inherit(sections: dict[str, Any]) -> None:
+    """Let the second fine-tuning have the settings of the first one, where it does not say otherwise."""
+    first, second = sections.get("finetune"), sections.get("realism")
+    if isinstance(first, dict) and isinstance(second, dict):
+        own = ("start", "detail_warmup_steps")  # by then the weights are there and the detail is learned
+        sections["realism"] = {key: value for key, value in first.items() if key not in own} | second
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -93,14 +93,15 @@ def _check_chain(recipe: Recipe) -> None:
     if recipe.pretrain is not None:
         _check_pretrain(recipe, recipe.pretrain)
     if recipe.realism is not None:
-        for name, why in (("start", "it starts from finetune's result"), ("lora", "it trains what finetune trained")):
-            if getattr(recipe.realism, name) is not None:
-                raise ValueError(f"realism.{name} is nothing to set: {why}")
-        for section in ("finetune", "cache"):
+        if recipe.realism.start is not None:
+            raise ValueError("realism.start is nothing to set: it starts from finetune's result")
+        for section in ("finetune", "cache", *(("prompts",) if recipe.has("prompts") else ())):
             if getattr(recipe, section) is None:
                 raise ValueError(
                     f"section realism needs the settings of section {section}, which is taken from another run"
                 )
+        if recipe.finetune is not None and recipe.realism.lora != recipe.finetune.lora:
+            raise ValueError("realism.lora is finetune's: it trains what finetune trained. Leave it out")
     stored: list[tuple[str, CacheConfig | None, DiffusionConfig | None]] = [
         ("finetune", recipe.cache, recipe.finetune),
         ("realism", recipe.cache, recipe.realism),

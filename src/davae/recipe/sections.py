@@ -132,7 +132,8 @@ class FinetuneConfig(DiffusionConfig):
     """Fine-tuning of the pair's widened transformer."""
 
     start: str | None = None
-    """Folder of a finished run to start from (its weights, not its optimizer); null: the pair itself, widened."""
+    """Folder of a finished run to start from (its weights, not its optimizer), or of its realism/; null: the pair
+    itself, widened."""
     scheduler_shift: float | None = None
     """Shift of the scheduler that the upgraded pair is drawn with; null keeps the pair's."""
     preview: PreviewConfig | None = None
@@ -147,7 +148,10 @@ class FinetuneConfig(DiffusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RealismConfig(FinetuneConfig):
-    """A second stage of fine-tuning on other images, for example drawn ones (S7 of the paper)."""
+    """A second stage of fine-tuning on other images, for example drawn ones (S7 of the paper).
+
+    What it does not say is as in `finetune`.
+    """
 
     data: DataConfig
     detail_warmup_steps: int = 0

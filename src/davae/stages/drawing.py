@@ -26,12 +26,11 @@ from davae.sampling.text import decode, draw_text
 from davae.stages.embed import load_text_parts
 from davae.stages.encode import DTYPES
 from davae.stages.pairs import load_upgraded
+from davae.stages.portions import images_at_once
 from davae.stages.run import Run, folder_hash
 
 DECODED_AT_ONCE = 32
 """Images: an autoencoder needs far more memory an image than the transformer that drew its latent."""
-PIXELS_DECODED_AT_ONCE = 4 * 1024**2
-"""An activation of SD3's decoder takes 1 kB a pixel in fp32, and several are alive at a time."""
 
 
 class Drawer(Protocol):
@@ -146,6 +145,8 @@ def drawer_of(run: Run, pipeline: Any, size: int) -> Drawer:
     assert run.recipe.sample is not None
     if isinstance(pipeline, LightningDiTPipeline):
         return ClassDrawer(pipeline, run.recipe.sample)
+    if size < 1:
+        raise ValueError("The size of the images is not known; got image_size 0. Set image_size in the recipe.")
     return TextDrawer(pipeline, run.recipe.sample, _prompts(run), size, _max_length(run))
 
 
@@ -230,8 +231,8 @@ def _predict_in_float32(transformer: nn.Module, arguments: Any, output: Any) -> 
 def decoder_parts(pipeline: Any, latents: Tensor) -> Sequence[Tensor]:
     """Latents [B, K, h, w] in parts that an autoencoder can decode at once."""
     height, width = latents.shape[-2:]
-    pixels = height * width * compression_of(pipeline.vae) ** 2
-    return latents.split(min(DECODED_AT_ONCE, max(PIXELS_DECODED_AT_ONCE // pixels, 1)))
+    factor = compression_of(pipeline.vae)
+    return latents.split(images_at_once(height * factor, width * factor, DECODED_AT_ONCE))
 
 
 def draw_all(drawer: Drawer, count: int, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -96,7 +96,9 @@ def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: 
 def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results: Results) -> None:
     run.observer.say("measuring generation")
     device = run.accelerator.device
-    upgraded, base = load_drawn(run).to(device), run.pair.load().to(device)
+    upgraded = load_drawn(run).to(device)
+    shared = {name: getattr(upgraded, name) for name in run.pair.text_parts}  # text encoders are in memory once
+    base = run.pair.load(**shared).to(device)
     size, count = run.recipe.image_size, min(sample.count, JUDGED_IMAGES)
     results.run["summary"] = _summary(run, upgraded)
     sets = _sets(run, upgraded, base, count, config.batch_size)

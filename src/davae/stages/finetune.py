@@ -29,7 +29,7 @@ def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
         "cache": {**cache.manifest.key, "samples": len(cache)},
         "tokenizer": folder_hash(run.path_of("tokenizer")),
         "pair": folder_hash(run.pair.folder(["transformer"]) / "transformer"),
-        "seed": run.recipe.seed,
+        "seed": one.seed,
     }
     if run.pair.is_text:
         result["prompts"] = PromptCache(one.prompts).manifest.key
@@ -44,7 +44,7 @@ def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
 def work(run: Run, phase: PhaseName = "finetune") -> None:
     """Widen, train, average, save: a class-conditional pair whole, of a text-to-image pair what was trained."""
     one = Phase(run, phase)
-    config, seed = one.config, run.recipe.seed
+    config, seed = one.config, one.seed
     autoencoder, cache = run.tokenizer(), LatentCache(one.latents)
     cache.require(autoencoder=weights_hash(autoencoder), size=run.recipe.image_size, source=one.source.fingerprint)
     if run.recipe.cache is not None:
@@ -76,7 +76,7 @@ def _prepared(transformer: Any, phase: Phase) -> Any:
     if start is not None and not is_adapter:
         _take_weights(transformer, start)
     if lora is not None:
-        prepare_lora(transformer, lora, phase.run.recipe.seed)
+        prepare_lora(transformer, lora, phase.seed)
     if is_adapter:
         load_adapter(transformer, start, merge=False)
     return transformer
@@ -97,7 +97,7 @@ def _take_weights(transformer: Any, start: Path) -> None:
 
 
 def _conditions(transformer: Any, phase: Phase, cache: LatentCache) -> Conditions:
-    dropout, seed, manifest = phase.config.condition_dropout, phase.run.recipe.seed, cache.manifest
+    dropout, seed, manifest = phase.config.condition_dropout, phase.seed, cache.manifest
     if not phase.run.pair.is_text:
         return Labels(manifest.labels, transformer.null_class, dropout, seed)
     embeddings = PromptCache(phase.prompts)

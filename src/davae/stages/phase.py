@@ -1,6 +1,6 @@
 """A fine-tuning of a run: its own, or the second one on other images, with the folders of each."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,19 +25,15 @@ class Phase:
 
     @property
     def config(self) -> FinetuneConfig:
-        """Its settings; the second one trains what the first one trained, by default for the same scheduler."""
-        recipe = self.run.recipe
-        if not self.is_second:
-            assert recipe.finetune is not None
-            return recipe.finetune
-        assert recipe.realism is not None
-        assert recipe.finetune is not None
-        shift = recipe.realism.scheduler_shift
-        return replace(
-            recipe.realism,
-            lora=recipe.finetune.lora,
-            scheduler_shift=recipe.finetune.scheduler_shift if shift is None else shift,
-        )
+        """Its settings."""
+        config = self.run.recipe.realism if self.is_second else self.run.recipe.finetune
+        assert config is not None
+        return config
+
+    @property
+    def seed(self) -> int:
+        """Of its random draws; the second one does not repeat those of the first."""
+        return self.run.recipe.seed + (1_000_003 if self.is_second else 0)
 
     @property
     def source(self) -> ImageSource:

@@ -173,6 +173,7 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
     """
     if not run.accelerator.is_main_process:
         run.observer = Silent()  # one process talks
+    run.check()
     for stage in stages:
         changes = _changes(run, stage)
         stands = stage.stands(stage.output(run))

@@ -18,6 +18,7 @@ from davae.models.scaling import scaling_of
 from davae.recipe import GIVEN_AUTOENCODER, BaseAutoencoderConfig, BaseTransformerConfig, PretrainConfig
 from davae.sampling.pipeline import LightningDiTPipeline
 from davae.stages.encode import DTYPES, encode_source, to_unit
+from davae.stages.portions import images_at_once
 from davae.stages.record import write_provenance
 from davae.stages.run import Run, folder_hash, nameless, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
@@ -111,8 +112,9 @@ def _latent_statistics(autoencoder: Any, sample: ImageSource, size: int) -> dict
     not centred); AutoencoderDC has one factor, taken from the root mean square.
     """
     moments = ChannelMoments(layout_of(autoencoder).channels)
-    for start in range(0, len(sample), 64):
-        images = sample.images(range(start, min(start + 64, len(sample))), size)
+    portion = images_at_once(size, size, limit=64)
+    for start in range(0, len(sample), portion):
+        images = sample.images(range(start, min(start + portion, len(sample))), size)
         moments.update(raw_moments(autoencoder, to_unit(images).to(autoencoder.device))[0])
     if "latents_std" not in autoencoder.config:
         return {"scaling_factor": float((moments.mean.square() + moments.var).mean().rsqrt())}

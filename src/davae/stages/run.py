@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from davae.data.buckets import Size, bucket_sizes
+from davae.data.latents import LatentCache
 from davae.data.source import ImageSource
 from davae.data.splits import filling, open_train_test
 from davae.models.autoencoder import AutoencoderDA
@@ -26,6 +27,7 @@ from davae.recipe import DataConfig, Recipe, dump_recipe
 from davae.stages.pairs import Pair
 from davae.stages.record import Record
 from davae.train.checkpoint import CheckpointStore
+from davae.train.feed import Share
 from davae.train.journal import Journal, Observer, Silent
 from davae.train.loop import LoopConfig
 
@@ -103,6 +105,9 @@ class Run:
     def buckets(self) -> tuple[Size, ...]:
         """(height, width) of the images that the transformer is trained on, pixels."""
         config, size = self.recipe.cache, self.recipe.image_size
+        if "cache" in self.recipe.reuse:
+            stored = LatentCache(self.path_of("cache")).manifest.buckets
+            return tuple((height, width) for height, width, _ in stored)
         if config is None or config.max_aspect == 1:
             return ((size, size),)
         if self.recipe.tokenizer is not None:
@@ -153,6 +158,36 @@ class Run:
         """The pretrained autoencoder that this run upgrades, fp32."""
         return load_autoencoder(self.base_path)
 
+    def check(self) -> None:
+        """Refuse, before the first stage, what a later one would stop at.
+
+        Raises:
+            ValueError: a batch cannot be shared by the processes, or the recipe is for another kind of pair.
+            FileNotFoundError: there is no file of prompts to draw.
+        """
+        recipe, pretrain = self.recipe, self.recipe.pretrain
+        trainings: list[LoopConfig | None] = [recipe.tokenizer, recipe.finetune, recipe.realism]
+        trainings += [] if pretrain is None else [pretrain.autoencoder, pretrain.transformer]
+        for config in trainings:
+            if config is not None:
+                Share(config.batch_size, config.accumulation, self.accelerator.num_processes)
+        if (
+            recipe.sample is not None
+            and recipe.sample.prompts is not None
+            and not Path(recipe.sample.prompts).is_file()
+        ):
+            raise FileNotFoundError(f"There is no file {recipe.sample.prompts}, which sample.prompts names.")
+        if pretrain is None and recipe.finetune is not None:
+            self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.pair.is_text != self.recipe.has("prompts"):
+            raise ValueError(
+                f"The pair {self.pair.source} draws from {'prompts' if self.pair.is_text else 'class labels'}, and "
+                f"the recipe has {'no' if self.pair.is_text else 'a'} section prompts. "
+                f"{'Add' if self.pair.is_text else 'Remove'} it, or take another pair."
+            )
+
     def check_pair(self, scale: int, num_classes: int) -> None:
         """Refuse, before anything is trained, what the pair's transformer has no positions or classes for.
 
@@ -161,12 +196,7 @@ class Run:
         """
         if self.recipe.finetune is None:
             return
-        if self.pair.is_text != self.recipe.has("prompts"):
-            raise ValueError(
-                f"The pair {self.pair.source} draws from {'prompts' if self.pair.is_text else 'class labels'}, and "
-                f"the recipe has {'no' if self.pair.is_text else 'a'} section prompts. "
-                f"{'Add' if self.pair.is_text else 'Remove'} it, or take another pair."
-            )
+        self._check_kind()
         backbone, config = self.pair.backbone, self.pair.transformer_config
         unit = self.base_compression * scale * backbone.token_side(config)
         if self.recipe.image_size % unit:

@@ -9,6 +9,7 @@ from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.models.autoencoder import AutoencoderDA
 from davae.stages.encode import to_unit
+from davae.stages.portions import images_at_once
 from davae.stages.run import Run, folder_hash, replace_folder, settings
 from davae.stages.training import applied, fit, load_perceptual
 from davae.train.feed import ImageSet
@@ -66,8 +67,9 @@ def calibrate(autoencoder: AutoencoderDA, source: ImageSource, size: int, count:
     means = ChannelMoments(autoencoder.layout.detail_channels)
     variances = ChannelMoments(autoencoder.layout.detail_channels)
     device = autoencoder.device
-    for start in range(0, len(sample), 32):
-        images = sample.images(range(start, min(start + 32, len(sample))), size)
+    portion = images_at_once(size, size, limit=32)
+    for start in range(0, len(sample), portion):
+        images = sample.images(range(start, min(start + portion, len(sample))), size)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             _, mean, logvar = autoencoder.moments(to_unit(images).to(device))
         means.update(mean)

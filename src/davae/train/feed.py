@@ -168,7 +168,7 @@ class Share:
         if self.batch_size % parts:
             raise ValueError(
                 f"The batch cannot be shared evenly; got batch_size {self.batch_size} for {self.num_processes} "
-                f"processes x {self.accumulation} accumulation steps. Use a multiple of {parts}."
+                f"processes x {self.accumulation} accumulation steps. Use a multiple of {parts}, or accumulate less."
             )
 
     def positions(self, step: int) -> list[list[int]]:

@@ -138,7 +138,8 @@ def train(
         store: where checkpoints live; None keeps none.
         journal: where rows go.
         observer: who watches.
-        hooks: (every, function of the step) pairs, called after a step whose number they divide.
+        hooks: (every, function of the step) pairs, called after a step whose number they divide, once the step is
+            saved where it is to be.
 
     Returns:
         The weight average of each learner (None where it has none).
@@ -168,17 +169,27 @@ def train(
                 observer.advance(done, row)
             else:
                 observer.advance(done)
-            for every, hook in hooks:
-                if done % every == 0:
-                    hook(done)
             stop = interrupt.requested_anywhere(accelerator)
-            if store is not None and (done % config.checkpoint_every == 0 or done == config.steps or stop):
+            saves = stop or done % config.checkpoint_every == 0 or done == config.steps
+            if saves:
                 _save(store, done, task, moving, accelerator)
+            if _call(hooks, done) and not stop:  # a hook may take minutes, in which a signal comes
+                stop = interrupt.requested_anywhere(accelerator)
+                if stop and not saves:
+                    _save(store, done, task, moving, accelerator)
             if stop:
                 observer.end()
                 raise Interrupted(interrupt.signal_number, done)
     observer.end()
     return {name: one.average for name, one in moving.items()}
+
+
+def _call(hooks: Sequence[tuple[int, Callable[[int], None]]], done: int) -> bool:
+    """Call the hooks of a step; returns whether there were any."""
+    called = [hook for every, hook in hooks if done % every == 0]
+    for hook in called:
+        hook(done)
+    return bool(called)
 
 
 def _prepare(learner: Learner, accelerator: Accelerator) -> _Moving:
@@ -287,16 +298,20 @@ def _state(task: Task, moving: dict[str, _Moving]) -> dict[str, dict[str, Tensor
 
 
 def _network_state(network: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters, and buffers that are saved with the weights (batch-norm statistics)."""
+    """What training changes: trained parameters and running statistics. Other buffers are tables, and large ones."""
     saved = network.state_dict()
-    trained = {name for name, _ in trained_parameters(network)}
-    buffers = {name for name, _ in network.named_buffers()}
-    return {name: saved[name] for name in saved if name in trained or name in buffers}
+    changing = {name for name, _ in trained_parameters(network)}
+    for path, module in network.named_modules():
+        if isinstance(module, _NormBase):
+            changing |= {f"{path}.{name}".lstrip(".") for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in saved.items() if name in changing}
 
 
 def _save(
-    store: CheckpointStore, step: int, task: Task, moving: dict[str, _Moving], accelerator: Accelerator
+    store: CheckpointStore | None, step: int, task: Task, moving: dict[str, _Moving], accelerator: Accelerator
 ) -> None:
+    if store is None:
+        return
     if accelerator.is_main_process:
         store.save(step, _state(task, moving))
     accelerator.wait_for_everyone()
@@ -313,8 +328,8 @@ def _resume(task: Task, moving: dict[str, _Moving], store: CheckpointStore | Non
 
 
 def _load(one: _Moving, name: str, checkpoint: Checkpoint) -> None:
-    own, stored = _network_state(one.learner.network), checkpoint.groups[name]
-    if own.keys() != stored.keys():
+    network = one.learner.network
+    tables = {key for key, _ in network.named_buffers()} - own.keys()  # earlier versions stored them too
         raise CheckpointError(
             f"{checkpoint.path} holds other weights for the {name}: {sorted(own.keys() ^ stored.keys())[:5]}. "
             f"Pass --overwrite to start this stage anew."
