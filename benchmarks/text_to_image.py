@@ -81,7 +81,8 @@ def pipeline(autoencoder: Any) -> StableDiffusion3Pipeline:
 
 def make_pair(arguments: argparse.Namespace) -> None:
     """Train the base pair and save it as a pipeline."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else processes without a GPU do not find each other
+    # Without a GPU, processes find each other only if they are told so.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     autoencoder, source, out = load_autoencoder(arguments.autoencoder), SolidsSource(24_576, 0), arguments.out
     pipe = pipeline(autoencoder)
     with ProgressBars() as bars:
