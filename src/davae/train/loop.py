@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from davae.core.config import Config
 from davae.core.schedules import learning_rate_factor
@@ -138,8 +139,8 @@ def train(
         store: where checkpoints live; None keeps none.
         journal: where rows go.
         observer: who watches.
-        hooks: (every, function of the step) pairs, called after a step whose number they divide, once the step is
-            saved where it is to be.
+        hooks: (every, function of the step) pairs, called after a step whose number they divide, and after its
+            checkpoint is saved. A signal that comes in a hook is heeded after the next step.
 
     Returns:
         The weight average of each learner (None where it has none).
@@ -170,26 +171,16 @@ def train(
             else:
                 observer.advance(done)
             stop = interrupt.requested_anywhere(accelerator)
-            saves = stop or done % config.checkpoint_every == 0 or done == config.steps
-            if saves:
+            if store is not None and (done % config.checkpoint_every == 0 or done == config.steps or stop):
                 _save(store, done, task, moving, accelerator)
-            if _call(hooks, done) and not stop:  # a hook may take minutes, in which a signal comes
-                stop = interrupt.requested_anywhere(accelerator)
-                if stop and not saves:
-                    _save(store, done, task, moving, accelerator)
-            if stop:
+            for every, hook in hooks:  # a hook that fails takes no saved step with it
+                if done % every == 0:
+                    hook(done)
+            if stop or (done == config.steps and interrupt.requested_anywhere(accelerator)):
                 observer.end()
                 raise Interrupted(interrupt.signal_number, done)
     observer.end()
     return {name: one.average for name, one in moving.items()}
-
-
-def _call(hooks: Sequence[tuple[int, Callable[[int], None]]], done: int) -> bool:
-    """Call the hooks of a step; returns whether there were any."""
-    called = [hook for every, hook in hooks if done % every == 0]
-    for hook in called:
-        hook(done)
-    return bool(called)
 
 
 def _prepare(learner: Learner, accelerator: Accelerator) -> _Moving:
@@ -308,10 +299,8 @@ def _network_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(
-    store: CheckpointStore | None, step: int, task: Task, moving: dict[str, _Moving], accelerator: Accelerator
+    store: CheckpointStore, step: int, task: Task, moving: dict[str, _Moving], accelerator: Accelerator
 ) -> None:
-    if store is None:
-        return
     if accelerator.is_main_process:
         store.save(step, _state(task, moving))
     accelerator.wait_for_everyone()
@@ -329,12 +318,16 @@ def _resume(task: Task, moving: dict[str, _Moving], store: CheckpointStore | Non
 
 def _load(one: _Moving, name: str, checkpoint: Checkpoint) -> None:
     network = one.learner.network
-    tables = {key for key, _ in network.named_buffers()} - own.keys()  # earlier versions stored them too
+    own, everything = _network_state(network), checkpoint.groups[name]
+    # Checkpoints of earlier versions have every buffer; tables are the network's own.
+    tables = {key for key, _ in network.named_buffers()} - own.keys()
+    stored = {key: tensor for key, tensor in everything.items() if key not in tables}
+    if own.keys() != stored.keys():
         raise CheckpointError(
             f"{checkpoint.path} holds other weights for the {name}: {sorted(own.keys() ^ stored.keys())[:5]}. "
             f"Pass --overwrite to start this stage anew."
         )
-    one.learner.network.load_state_dict(stored, strict=False)
+    network.load_state_dict(stored, strict=False)
     if one.average is not None:
         one.average.load(checkpoint.groups[f"{name}.ema"])
     packed: dict[int, dict[str, Tensor]] = defaultdict(dict)
