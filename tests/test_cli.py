@@ -205,6 +205,23 @@ def test_python_m_davae_exits_with_the_status(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize(("rank", "says"), [(None, True), ("0", True), ("1", False), ("7", False)])
+def test_of_several_processes_one_names_the_error(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    rank: str | None,
+    says: bool,
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    status, text = davae(capsys, "run", tmp_path / "nowhere.yaml")
+    assert status == 1
+    assert ("There is no recipe" in text) == says
+    assert bool(text) == says
+
+
 def test_settings_may_be_given_many_times() -> None:
     options = build_parser().parse_args(["run", "r.yaml", "--set", "a=1", "--set", "b.c=2"])
     assert options.set == ["a=1", "b.c=2"]

@@ -77,6 +77,18 @@ def test_every_weight_is_copied_or_widened(family: Family, transformer: Any, ini
         assert state[key].data_ptr() != source[key].data_ptr(), key
 
 
+def test_a_consumed_source_hands_its_tensors_over(family: Family, transformer: Any) -> None:
+    want = davae.widen(transformer, DETAIL).state_dict()
+    source = dict(transformer.named_parameters()) | dict(transformer.named_buffers())
+    widened, report = widen_with_report(transformer, DETAIL, consume=True)
+    state = widened.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in want.items())
+    for name, tensor in (*widened.named_parameters(), *widened.named_buffers()):
+        assert (tensor.data_ptr() == source[name].data_ptr()) == (name not in report.widened), name
+    places = [weight.data_ptr() for weight in widened.parameters()]
+    assert len(set(places)) == len(places), "two weights would move together"
+
+
 def test_new_columns_and_rows_are_zero(family: Family, transformer: Any) -> None:
     taken = transformer.config.in_channels
     source, state = transformer.state_dict(), davae.widen(transformer, DETAIL).state_dict()

@@ -212,7 +212,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: P
     want = fit(straight, journal=Journal(tmp_path / "want.jsonl", "line"))
     store, journal = CheckpointStore(tmp_path / "checkpoints", {}), Journal(tmp_path / "got.jsonl", "line")
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    stop = (1, lambda done: os.kill(os.getpid(), number) if done == 5 else None)
+    stop = (1, lambda done: os.kill(os.getpid(), number) if done == 4 else None)  # heeded after the next step
     with pytest.raises(Interrupted, match="saved at step 5") as interrupted:
         fit(broken, store=store, journal=journal, hooks=[stop])
     assert (interrupted.value.signal_number, interrupted.value.step) == (number, 5)
@@ -229,6 +229,76 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path: P
         [(row["step"], row["loss_line"]) for row in rows(tmp_path / name)] for name in ("got.jsonl", "want.jsonl")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_signal_in_the_hook_of_the_last_step_is_heeded(tmp_path: Path) -> None:
+    store, stop = CheckpointStore(tmp_path, {}), (8, lambda done: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="saved at step 8"):
+        fit(line(), store=store, hooks=[stop])
+    assert store.latest().step == 8
+
+
+@pytest.mark.parametrize(("failing", "signalled"), [(4, False), (5, True)], ids=["due", "signal"])
+def test_a_hook_that_fails_takes_no_saved_step_with_it(tmp_path: Path, failing: int, signalled: bool) -> None:
+    task, store = line(), CheckpointStore(tmp_path, {})
+    plain = task.loss
+
+    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict]:
+        if signalled and step == failing - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(learner, network, batch, step)
+
+    def fail(done: int) -> None:
+        raise OSError("no space for a picture")
+
+    task.loss = loss
+    with pytest.raises(OSError, match="no space for a picture"):
+        fit(task, store=store, checkpoint_every=4, hooks=[(failing, fail)])
+    assert store.latest().step == failing
+    assert torch.equal(store.latest().groups["line"]["weight"][0], weights(task)[:4])
+
+
+class Normalised(nn.Module):
+    """A line behind running statistics, with a table as position embeddings are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(4), nn.Linear(4, 1)
+        self.register_buffer("table", torch.arange(1000.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(x)) + self.table[1]
+
+
+def normalised(**settings: Any) -> Any:
+    task = line()
+    torch.manual_seed(0)
+    task.learners["line"] = Learner(Normalised(), OptimConfig(lr=0.05), **settings)
+    return task
+
+
+@pytest.mark.parametrize("version", ["now", "every buffer", "a statistic less", "a stranger"])
+def test_running_statistics_are_saved_and_tables_are_not(tmp_path: Path, version: str) -> None:
+    store, straight, broken, resumed = CheckpointStore(tmp_path, {}), *(normalised(ema_decay=0.5) for _ in range(3))
+    fit(straight)
+    fit(broken, steps=5, store=store)
+    groups = store.latest().groups
+    statistics = {f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert groups["line"].keys() == {"norm.weight", "norm.bias", "out.weight", "out.bias"} | statistics
+    if version == "every buffer":  # as earlier versions saved it
+        groups["line"]["table"] = torch.arange(1000.0)
+    elif version == "a statistic less":
+        del groups["line"]["norm.running_var"]
+    elif version == "a stranger":
+        groups["line"]["shape"] = torch.ones(1)
+    store.save(5, groups)
+    if version in ("a statistic less", "a stranger"):
+        with pytest.raises(CheckpointError, match=r"other weights for the line: \['(norm.running_var|shape)'\]"):
+            fit(resumed, store=store)
+        return
+    fit(resumed, store=store)
+    want, got = (task.learners["line"].network.state_dict() for task in (straight, resumed))
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
 def remembering() -> Any:

@@ -35,9 +35,13 @@ def widen(transformer: Any, detail_channels: int, init: Init = "zero", seed: int
 
 
 def widen_with_report(
-    transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0
+    transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0, *, consume: bool = False
 ) -> tuple[Any, KeyReport]:
-    """`widen`, and what happened to every key."""
+    """`widen`, and what happened to every key.
+
+    With `consume` the new transformer takes over the tensors that stay as they are, instead of copies, so that both
+    need hardly more memory than one. The given transformer must not be used afterwards: it shares its weights.
+    """
     if detail_channels < 1:
         raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
     backbone = backbone_of(transformer)
@@ -49,6 +53,8 @@ def widen_with_report(
     with torch.device("meta"):
         widened = type(transformer).from_config(config)
     state, report = _widened_state(transformer, backbone, channels, init, seed)
+    if not consume:
+        state |= {name: state[name].clone() for name in report.copied}
     strangers = sorted(widened.state_dict().keys() ^ state.keys())
     if strangers:
         raise ValueError(
@@ -59,13 +65,14 @@ def widen_with_report(
     widened.load_state_dict(state, assign=True)
     for name, weight in widened.named_parameters():
         weight.requires_grad_(name not in frozen)
-    _copy_buffers(transformer, widened)
+    _take_buffers(transformer, widened, consume)
     return widened.train(transformer.training), report
 
 
 def _widened_state(
     transformer: Any, backbone: Backbone, channels: int, init: Init, seed: int
 ) -> tuple[dict[str, Tensor], KeyReport]:
+    """New tensors for the layers that widen, the transformer's own for all others."""
     config, area = transformer.config, backbone.packing**2
     inputs = {f"{path}.weight" for path in backbone.embedders}
     outputs = {f"{backbone.head}.weight", f"{backbone.head}.bias"}
@@ -81,14 +88,14 @@ def _widened_state(
             state[name] = widen_outputs(tensor, wide, init, groups, seed)
             report.widened.append(name)
         else:
-            state[name] = tensor.clone()
+            state[name] = tensor
             report.copied.append(name)
     return state, report
 
 
-def _copy_buffers(source: Any, target: Any) -> None:
+def _take_buffers(source: Any, target: Any, consume: bool) -> None:
     """Buffers too, saved or not: a position table that was rounded to bfloat16 stays rounded."""
     buffers = dict(source.named_buffers())
     for name, _ in target.named_buffers():
         owner, _, leaf = name.rpartition(".")
-        setattr(target.get_submodule(owner), leaf, buffers[name].clone())
+        setattr(target.get_submodule(owner), leaf, buffers[name] if consume else buffers[name].clone())

@@ -159,7 +159,8 @@ def widened(
     pair: Pair, autoencoder: AutoencoderDA, image_size: int, init: Init = "zero", seed: int = 0
 ) -> tuple[Any, KeyReport]:
     """The pair's transformer for an autoencoder's latents and images of `image_size` px; what became of its keys."""
-    transformer, report = widen_with_report(pair.load_transformer(), autoencoder.layout.detail_channels, init, seed)
+    detail = autoencoder.layout.detail_channels
+    transformer, report = widen_with_report(pair.load_transformer(), detail, init, seed, consume=True)
     if pair.backbone.default_size == "stored":
         transformer.register_to_config(sample_size=image_size // autoencoder.compression)
     return transformer, report
