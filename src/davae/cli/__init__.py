@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(f"Stopped by {number.name}. Run the same command to go on.")
         return 128 + number
     except (CheckpointError, ValueError, FloatingPointError, OSError, SafetensorError) as error:
-        _print(f"davae: {error}")
+        _print(f"davae: {error}", own=isinstance(error, OSError | SafetensorError))
         return 1
 
 
@@ -76,7 +76,8 @@ def _is_news(record: LogRecord) -> bool:
     return not (message.startswith("Expected types for vae") or "should be kept in float32: []" in message)
 
 
-def _print(message: str) -> None:
-    """One line on standard error, of several processes by the first alone: what stops one stops all."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(message + "\n")
+def _print(message: str, own: bool = False) -> None:
+    """One line on standard error; of several processes the first one speaks, the others of their own troubles."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or own:
+        sys.stderr.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
