@@ -19,11 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from davae.data.latents import LatentCache
+from davae.data.latents import LatentCache, Part
 from davae.data.prompts import PromptCache
 from davae.data.solids import HUES, MATERIALS, SHAPES, SolidsSource
 from davae.data.source import ImageSource
@@ -37,7 +37,7 @@ from davae.train.checkpoint import CheckpointStore
 from davae.train.conditions import Prompts
 from davae.train.diffusion import DiffusionConfig, DiffusionTask
 from davae.train.feed import Share, feed
-from davae.train.journal import Journal
+from davae.train.journal import Journal, Silent
 from davae.train.latent_set import LatentSet
 from davae.train.loop import OptimConfig, train
 from tiny_text import MAX_LENGTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
@@ -79,36 +79,58 @@ def pipeline(autoencoder: Any) -> StableDiffusion3Pipeline:
     )
 
 
+def with_unit_latents(autoencoder: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder, its statistics folded into 1x1 convolutions: SD3's pipeline has one factor alone."""
+    config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
+    mean, std = (torch.tensor(config[key]) for key in ("latents_mean", "latents_std"))
+    folded = AutoencoderKL(
+        **config
+        | {"use_quant_conv": True, "use_post_quant_conv": True, "latents_mean": None, "latents_std": None}
+        | {"scaling_factor": 1.0, "shift_factor": 0.0}
+    )
+    folded.load_state_dict(autoencoder.state_dict(), strict=False)
+    weights = (torch.cat([1 / std, torch.ones_like(std)]), std)
+    biases = (torch.cat([-mean / std, -2 * std.log()]), mean)
+    with torch.no_grad():
+        for layer, weight, bias in zip((folded.quant_conv, folded.post_quant_conv), weights, biases, strict=True):
+            layer.weight.copy_(torch.diag(weight)[:, :, None, None])
+            layer.bias.copy_(bias)
+    return folded.eval()
+
+
 def make_pair(arguments: argparse.Namespace) -> None:
     """Train the base pair and save it as a pipeline."""
     # Without a GPU, processes find each other only if they are told so.
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    autoencoder, source, out = load_autoencoder(arguments.autoencoder), SolidsSource(24_576, 0), arguments.out
+    autoencoder = with_unit_latents(load_autoencoder(arguments.autoencoder))
+    source, out = SolidsSource(24_576, 0), arguments.out
     pipe = pipeline(autoencoder)
+    part = Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     with ProgressBars() as bars:
-        if accelerator.is_main_process:
-            encode_source(
-                autoencoder,
-                source,
-                BASE_SIZE,
-                out / "latents",
-                CacheConfig(flips=False, precision="bf16", batch_size=64),
-                accelerator.device,
-                bars,
-            )
-            encode_prompts(
-                pipe,
-                dict(zip(source.ids, source.captions, strict=True)),
-                out / "prompts",
-                max_length=MAX_LENGTH,
-                dtype=torch.float32,
-                batch_size=64,
-                shard_size=4096,
-                device=accelerator.device,
-                observer=bars,
-                encoders="random",
-            )
-        accelerator.wait_for_everyone()
+        observer = bars if accelerator.is_main_process else Silent()
+        encode_source(
+            autoencoder,
+            source,
+            BASE_SIZE,
+            out / "latents",
+            CacheConfig(flips=False, precision="bf16", batch_size=64),
+            accelerator.device,
+            observer,
+            part=part,
+        )
+        encode_prompts(
+            pipe,
+            dict(zip(source.ids, source.captions, strict=True)),
+            out / "prompts",
+            max_length=MAX_LENGTH,
+            dtype=torch.float32,
+            batch_size=64,
+            shard_size=4096,
+            device=accelerator.device,
+            observer=observer,
+            encoders="random",
+            part=part,
+        )
         config = DiffusionConfig(
             steps=arguments.steps,
             batch_size=64,

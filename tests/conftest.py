@@ -1,6 +1,7 @@
 """Shared fixtures. torchvision is hidden first: the core must work without it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.modules["torchvision"] = None  # type: ignore[assignment]
@@ -10,6 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the user's home, by fixtures of any scope nor by processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
-from davae.data.latents import CacheManifest, LatentCache, Moments, save_shard, shard_ranges, write_cache
+from davae.data.latents import CacheManifest, LatentCache, Moments, Part, save_shard, shard_ranges, write_cache
 from davae.data.source import DataError
 
 COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4
@@ -201,6 +202,83 @@ def test_interrupted_writing_goes_on_with_whole_shards_kept(tmp_path: Path) -> N
     write_cache(tmp_path, manifest(), resumed.shards())
     assert resumed.encoded == [8]
     assert torch.equal(LatentCache(tmp_path).moments(range(COUNT))[0], moments(0, COUNT)["mean"].float())
+
+
+def write_together(folder: Path, encoders: list[Encoder]) -> None:
+    """What several processes do, each in a thread."""
+    barrier = threading.Barrier(len(encoders), timeout=20)
+    complete = []
+
+    def process(number: int) -> None:
+        part = Part(number, len(encoders), barrier.wait)
+        write_cache(folder, manifest(), encoders[number].shards(), part)
+        complete.append((folder / "manifest.json").exists())
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in range(len(encoders))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert complete == [True] * len(encoders)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("count", "shares"), [(2, [[0, 4, 8], [2, 6]]), (3, [[0, 6], [2, 8], [4]]), (7, None)])
+def test_several_processes_write_the_bytes_of_one(tmp_path: Path, count: int, shares: list[list[int]] | None) -> None:
+    write_cache(tmp_path / "one", manifest(), Encoder(shard_size=2).shards())
+    encoders = [Encoder(shard_size=2) for _ in range(count)]
+    write_together(tmp_path / "many", encoders)
+    assert bytes_of(tmp_path / "many") == bytes_of(tmp_path / "one")
+    if shares is not None:
+        assert [encoder.encoded for encoder in encoders] == shares
+
+
+def test_processes_make_what_one_of_them_lacks_and_remove_what_is_left_over(tmp_path: Path) -> None:
+    write_cache(tmp_path / "one", manifest(), Encoder(shard_size=3).shards())
+    write_together(tmp_path / "many", [Encoder(shard_size=3), Encoder(shard_size=3)])
+    (tmp_path / "many" / "latents-00000003.safetensors").unlink()
+    (tmp_path / "many" / "latents-00000005.safetensors").write_bytes(b"of another shard size")
+    encoders = [Encoder(shard_size=3), Encoder(shard_size=3)]
+    write_together(tmp_path / "many", encoders)
+    assert [encoder.encoded for encoder in encoders] == [[], [3]]
+    assert bytes_of(tmp_path / "many") == bytes_of(tmp_path / "one")
+
+
+def test_there_is_no_manifest_before_every_process_is_done(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def waits(process: int) -> Part:
+        return Part(process, 2, lambda: seen.append((process, (tmp_path / "manifest.json").exists())))
+
+    write_cache(tmp_path, manifest(), Encoder().shards(), waits(1))
+    assert contents(tmp_path) == ["latents-00000004.safetensors"]
+    write_cache(tmp_path, manifest(), Encoder().shards(), waits(0))
+    assert seen == [(1, False), (1, False), (0, False), (0, True)]
+    assert len(LatentCache(tmp_path)) == COUNT
+
+
+def test_a_process_that_begins_again_leaves_no_old_manifest(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(folder, manifest(autoencoder="bbb222"), Encoder(dies_at=4).shards(), Part(1, 2))
+    with pytest.raises(DataError, match="no complete latent cache"):
+        LatentCache(folder)
+
+
+def test_shares_are_counted() -> None:
+    ranges = [(0, 4), (4, 4), (8, 2), (10, 3)]
+    assert Part().progress(ranges) == (13, {0: 0, 4: 4, 8: 8, 10: 10})
+    assert Part(0, 2).progress(ranges) == (6, {0: 0, 8: 4})
+    assert Part(1, 2).progress(ranges) == (7, {4: 0, 10: 4})
+    assert Part(4, 5).progress(ranges) == (0, {})
+
+
+@pytest.mark.parametrize(("process", "num_processes"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_process_that_there_is_not_is_refused(process: int, num_processes: int) -> None:
+    with pytest.raises(ValueError, match=f"got process {process} of {num_processes}"):
+        Part(process, num_processes)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from davae.data.latents import Part
 from davae.data.prompts import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
 from davae.data.source import DataError
 
@@ -188,6 +190,57 @@ def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=f"{name}.*{REMEDY}"):
         PromptCache(tmp_path)
+
+
+def build_together(folder: Path, count: int) -> list[list[tuple[int, int]]]:
+    """What each of several processes is asked to encode, each in a thread."""
+    prompts, barrier = PromptSet.of(CAPTIONS), threading.Barrier(count, timeout=20)
+    encoders = [Encoder(prompts) for _ in range(count)]
+
+    def process(number: int) -> None:
+        part = Part(number, count, barrier.wait)
+        write_prompts(folder, manifest(prompts), prompts, 3, encoders[number], part)
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [encoder.asked for encoder in encoders]
+
+
+def test_several_processes_write_the_bytes_of_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    build(one)
+    assert build_together(two, 2) == [[(0, 3), (6, 2)], [(3, 3)]]
+    assert {path.name: path.read_bytes() for path in two.iterdir()} == {
+        path.name: path.read_bytes() for path in one.iterdir()
+    }
+    (two / "prompts-00000003.safetensors").unlink()
+    (two / "prompts-00000004.safetensors").write_bytes(b"of another shard size")
+    assert build_together(two, 2) == [[], [(3, 3)]]
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert build_together(two, 5) == [[]] * 5
+
+
+def test_index_and_manifest_come_when_every_process_is_done(tmp_path: Path) -> None:
+    prompts, seen = PromptSet.of(CAPTIONS), list[list[str]]()
+    for process in (1, 0):
+        part = Part(process, 2, lambda: seen.append(sorted(path.name for path in tmp_path.glob("[!p]*"))))
+        write_prompts(tmp_path, manifest(prompts), prompts, 3, Encoder(prompts), part)
+    assert seen == [[], [], [], ["ids.safetensors", "manifest.json"]]
+    assert is_complete(tmp_path)
+
+
+def test_ids_are_required_without_reading_an_embedding(cache: PromptCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(_cache: PromptCache, _number: int) -> None:
+        raise AssertionError("an embedding was read")
+
+    monkeypatch.setattr(PromptCache, "_shard", read)
+    cache.require_ids([*CAPTIONS, NULL])
+    cache.require_ids([])
+    with pytest.raises(DataError, match=rf"41 samples, but not 'photo-40' \(2 of 3 asked.*{REMEDY}"):
+        cache.require_ids(["photo-1", "photo-40", "no"])
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from backbones.families import PIPELINES
+from davae.data.latents import Part
 from davae.data.prompts import NULL, PromptCache
 from davae.data.source import DataError
 from davae.stages.embed import encode_prompts, load_text_parts, text_encoders_hash
@@ -34,12 +35,17 @@ class Listener(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
         self.bars: list[str] = []
+        self.shown: list[int] = []
 
     def say(self, message: str) -> None:
         self.said.append(message)
 
     def begin(self, stage: str, total: int, done: int = 0) -> None:
         self.bars.append(f"{stage} {total}")
+        self.shown = []
+
+    def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        self.shown.append(done)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +262,23 @@ def test_resume_encodes_the_missing_shard_alone(encoded: Encode, tmp_path: Path,
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for name, rows in again.embeddings(list(captions)).items():
         assert torch.equal(rows, whole[name])
+
+
+def test_two_processes_encode_the_bytes_of_one_and_one_of_them_talks(encoded: Encode, tmp_path: Path) -> None:
+    captions = {f"{number}": f"a {number * 'red '}cube" for number in range(7)} | {"none": ""}
+    alone, listeners, waits = Listener(), [Listener(), Listener()], list[int]()
+    encoded(captions, observer=alone)
+    one = (tmp_path / "cache").rename(tmp_path / "one")
+    with pytest.raises(DataError, match="no complete prompt cache"):
+        encoded(captions, observer=listeners[1], part=Part(1, 2, lambda: waits.append(1)))
+    encoded(captions, observer=listeners[0], part=Part(0, 2, lambda: waits.append(0)))
+    assert waits == [1, 1, 0, 0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == {
+        path.name: path.read_bytes() for path in one.iterdir()
+    }
+    assert (listeners[0].bars, listeners[0].shown) == (["prompt lengths 8", "prompts 4"], [1, 2, 3, 4])
+    assert (listeners[1].bars, listeners[1].shown) == (["prompts 4"], [1, 2, 3, 4])
+    assert (listeners[0].said, listeners[1].said) == (alone.said, [])
 
 
 def test_new_captions_behind_the_old_ones_keep_whole_shards(encoded: Encode, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from conftest import assert_close
 from davae.data.buckets import bucket_sizes
 from davae.data.folder import FolderSource
-from davae.data.latents import LatentCache
+from davae.data.latents import LatentCache, Part
 from davae.data.solids import SolidsSource
 from davae.data.source import DataError
 from davae.data.splits import Subset
@@ -128,6 +128,33 @@ def test_without_buckets_images_are_squares_in_their_own_order(photos: FolderSou
         cache = encode(model, large, tmp_path / "latents", buckets=buckets)
         assert (cache.manifest.ids, cache.manifest.buckets) == (tuple(large.ids), ((32, 32, 4),))
         assert_close(cache.moments(range(4))[0], raw_moments(model, unit(large.images(range(4), 32)))[0])
+
+
+class Bar(Silent):
+    """Remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[int] = []
+
+    def begin(self, stage: str, total: int, done: int = 0) -> None:
+        self.shown = [total]
+
+    def advance(self, done: int, values: Any = None) -> None:
+        self.shown.append(done)
+
+
+def test_two_processes_encode_the_bytes_of_one_and_count_their_own(photos: FolderSource, tmp_path: Path) -> None:
+    model, bars, waits = sd3(), [Bar(), Bar()], list[int]()
+    whole = encode(model, photos, tmp_path / "one", buckets=BUCKETS)
+    assert [count for _, count in whole.manifest.shards] == [2, 1, 2, 1, 1]
+    for process in (1, 0):
+        part = Part(process, 2, lambda process=process: waits.append(process))
+        settings = (32, tmp_path / "two", CONFIG, torch.device("cpu"), bars[process], BUCKETS, part)
+        encode_source(model, photos, *settings)
+    assert (bars[0].shown, bars[1].shown) == ([5, 2, 4, 5], [2, 1, 2])
+    assert waits == [1, 1, 0, 0]
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_rendered_scenes_are_squares_whatever_the_buckets(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def recipe(folder: Path, name: str) -> Path:
         "pair": str(folder / "pair"),
         "image_size": 32,
         "tokenizer": common | {"adversarial": {"start_step": JUDGE, "width": 4}, "calibration_images": 8},
-        "cache": {"batch_size": 8},
+        "cache": {"batch_size": 8, "shard_size": 3},
         "finetune": common | {"detail_warmup_steps": 10, "condition_dropout": 0.3},
     }
     path = folder / f"{name}.yaml"
@@ -109,6 +109,19 @@ def statuses(processes: list[Any]) -> list[int | None]:
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
+
+
+def test_two_processes_encode_one_cache(folder: Path) -> None:
+    path = recipe(folder, "pair-cache")
+    values = yaml.safe_load(path.read_text()) | {"tokenizer": {"from": str(folder / "one")}}
+    path.write_text(yaml.safe_dump(values))
+    assert statuses(in_two_processes(folder, "pair-cache", "cache")) == [0, 0]
+    one, two = (
+        {file.name: file.read_bytes() for file in (folder / name / "latents").iterdir()}
+        for name in ("one", "pair-cache")
+    )
+    assert len(one) == 5  # four shards and the manifest
+    assert two == one
 
 
 def assert_same_weights(folder: Path, name: str) -> None:

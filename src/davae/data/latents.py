@@ -7,7 +7,7 @@ stored bucket by bucket; a shard holds one size.
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -100,32 +100,88 @@ Moments = dict[str, Tensor]
 """"mean" [N, C + D, h, w] and, with detail channels, "logvar" [N, D, h, w]; the same names with "_flip"."""
 
 
-def write_cache(folder: Path, manifest: CacheManifest, shards: Iterable[tuple[int, int, Any]]) -> Path:
+def _alone() -> None:
+    """One process waits for nobody."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards of a cache that one of several processes writes: i belongs to process i mod `num_processes`.
+
+    Args:
+        process: which one this is, from 0; 0 also writes what there is once.
+        num_processes: that write the cache. All of them see the same folder.
+        wait: returns when every process has called it.
+
+    Raises:
+        ValueError: there is no such process.
+    """
+
+    process: int = 0
+    num_processes: int = 1
+    wait: Callable[[], None] = _alone
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.process < self.num_processes:
+            raise ValueError(
+                f"Cannot share the writing of a cache; got process {self.process} of {self.num_processes}, allowed "
+                f"are 0 to {self.num_processes - 1}. Count the processes from 0."
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what there is once."""
+        return self.process == 0
+
+    def owns(self, number: int) -> bool:
+        """Whether this process writes shard `number`."""
+        return number % self.num_processes == self.process
+
+    def progress(self, ranges: Iterable[tuple[int, int]]) -> tuple[int, dict[int, int]]:
+        """(samples of this process, for each of its shards the samples before it) of all shards' (first, count)."""
+        total, before = 0, {}
+        for number, (first, count) in enumerate(ranges):
+            if self.owns(number):
+                before[first] = total
+                total += count
+        return total, before
+
+
+WHOLE = Part()
+"""All shards, for a single process."""
+
+
+def write_cache(
+    folder: Path, manifest: CacheManifest, shards: Iterable[tuple[int, int, Any]], part: Part = WHOLE
+) -> Path:
     """Write a cache shard by shard; whole shards of the same key that are already there are kept.
+
+    Of several processes, all call this with the same arguments but for `part`, and it returns in all of them when
+    the cache is complete. The bytes on disk do not depend on how many they are.
 
     Args:
         folder: of the cache.
         manifest: without `shards`, which this function fills in.
         shards: (first sample, number of samples, function returning their `Moments`) in storage order. The
             function is called only where the shard is missing.
+        part: the shards that this process writes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-    written: list[tuple[str, int]] = []
-    for first, count, moments in shards:
+    listed: list[tuple[str, int]] = []
+    for number, (first, count, moments) in enumerate(shards):
         name = f"latents-{first:08d}.safetensors"
         mark = json.dumps({**manifest.key, "count": count}, sort_keys=True)
-        if _shard_mark(folder / name) != mark:
+        if part.owns(number) and _shard_mark(folder / name) != mark:
             save_shard(moments(), folder / name, {"key": mark})
-        written.append((name, count))
-    known = {name for name, _ in written}
-    for stale in folder.glob("latents-*.safetensors"):
-        if stale.name not in known:
-            stale.unlink()
-    complete = {**asdict(manifest), "shards": written}
-    temporary = folder / f".{_MANIFEST}.tmp"
-    temporary.write_text(json.dumps(complete))
-    temporary.rename(folder / _MANIFEST)
+        listed.append((name, count))
+    part.wait()
+    if part.is_main:
+        remove_stale(folder, "latents-*.safetensors", listed)
+        temporary = folder / f".{_MANIFEST}.tmp"
+        temporary.write_text(json.dumps({**asdict(manifest), "shards": listed}))
+        temporary.rename(folder / _MANIFEST)
+    part.wait()
     return folder
 
 
@@ -262,6 +318,14 @@ def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, st
             f"Could not write {path}: {error}. Free some space and run the same command again; "
             f"the shards before it are kept."
         ) from error
+
+
+def remove_stale(folder: Path, pattern: str, shards: Iterable[tuple[str, int]]) -> None:
+    """Remove files of a pattern that are none of the (name, count) of a cache's shards."""
+    known = {name for name, _ in shards}
+    for file in folder.glob(pattern):
+        if file.name not in known:
+            file.unlink()
 
 
 def is_complete(folder: Path) -> bool:

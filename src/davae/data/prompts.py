@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from davae.data.latents import save_shard, shard_ranges
+from davae.data.latents import WHOLE, Part, remove_stale, save_shard, shard_ranges
 from davae.data.source import DataError
 
 FORMAT_VERSION = 1
@@ -111,9 +111,12 @@ Encode = Callable[[int, int], Mapping[str, Tensor]]
 
 
 def write_prompts(
-    folder: Path, manifest: PromptManifest, prompts: PromptSet, shard_size: int, encode: Encode
+    folder: Path, manifest: PromptManifest, prompts: PromptSet, shard_size: int, encode: Encode, part: Part = WHOLE
 ) -> Path:
     """Write a cache shard by shard; whole shards of the same prompts, encoders, length and dtype are kept.
+
+    Of several processes, all call this with the same arguments but for `part`, and it returns in all of them when
+    the cache is complete. The bytes on disk do not depend on how many they are.
 
     Args:
         folder: of the cache.
@@ -121,25 +124,26 @@ def write_prompts(
         prompts: what is to be encoded.
         shard_size: prompts in a shard at most.
         encode: called only where a shard is missing.
+        part: the shards that this process writes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-    written: list[tuple[str, int]] = []
-    for first, count in shard_ranges(len(prompts.prompts), shard_size):
+    listed: list[tuple[str, int]] = []
+    for number, (first, count) in enumerate(shard_ranges(len(prompts.prompts), shard_size)):
         name = f"prompts-{first:08d}.safetensors"
         contents = hashlib.blake2b(prompts.digests[first : first + count].tobytes(), digest_size=_DIGEST).hexdigest()
         mark = json.dumps({**manifest.key, "source": contents, "count": count}, sort_keys=True)
-        if _mark(folder / name) != mark:
+        if part.owns(number) and _mark(folder / name) != mark:
             save_shard(encode(first, count), folder / name, {"key": mark})
-        written.append((name, count))
-    known = {name for name, _ in written}
-    for stale in folder.glob("prompts-*.safetensors"):
-        if stale.name not in known:
-            stale.unlink()
-    save_shard({"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}, folder / _INDEX)
-    temporary = folder / f".{_MANIFEST}.tmp"
-    temporary.write_text(json.dumps({**asdict(manifest), "shards": written}))
-    temporary.rename(folder / _MANIFEST)
+        listed.append((name, count))
+    part.wait()
+    if part.is_main:
+        remove_stale(folder, "prompts-*.safetensors", listed)
+        save_shard({"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}, folder / _INDEX)
+        temporary = folder / f".{_MANIFEST}.tmp"
+        temporary.write_text(json.dumps({**asdict(manifest), "shards": listed}))
+        temporary.rename(folder / _MANIFEST)
+    part.wait()
     return folder
 
 
@@ -198,6 +202,17 @@ class PromptCache:
                     f"of the recipe {value}. {REBUILD}"
                 )
 
+    def require_ids(self, ids: Sequence[str]) -> None:
+        """Refuse a cache that lacks samples, without reading an embedding.
+
+        Args:
+            ids: of samples; `NULL` is the empty prompt.
+
+        Raises:
+            DataError: the cache lacks one.
+        """
+        self._places_of(ids)
+
     def embeddings(self, ids: Sequence[str]) -> dict[str, Tensor]:
         """What the text encoders said of the captions of samples: [len(ids), ...] in the stored dtypes.
 
@@ -207,11 +222,12 @@ class PromptCache:
         Raises:
             DataError: the cache lacks one.
         """
-        rows = self._rows_of(ids)
+        rows = self._rows[self._places_of(ids)].tolist()
         read = {row: self._read(row) for row in set(rows)}
         return {name: torch.stack([read[row][name] for row in rows]) for name in self.manifest.tensors}
 
-    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+    def _places_of(self, ids: Sequence[str]) -> NDArray[np.intp]:
+        """Where samples stand in the index [len(ids)]."""
         wanted = _sortable(_digests(ids))
         places = np.minimum(np.searchsorted(self._ids, wanted), len(self._ids) - 1)
         known = self._ids[places] == wanted
@@ -221,7 +237,7 @@ class PromptCache:
                 f"The prompt cache in {self.folder} holds {len(self)} samples, but not {missing[0]!r} "
                 f"({len(missing)} of {len(ids)} asked for are missing). {REBUILD}"
             )
-        return [int(row) for row in self._rows[places]]
+        return places
 
     def _read(self, row: int) -> dict[str, Tensor]:
         shard = bisect_right(self._starts, row) - 1

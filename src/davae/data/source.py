@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from davae.data.buckets import Size
+from davae.data.checked import CheckIndex, Finding, key_of
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
 
 _CAPTION_KEYS = ("text", "caption", "prompt")
@@ -92,7 +93,7 @@ class Record:
 
 
 class FileSource:
-    """An `ImageSource` over records. Every record is checked at construction."""
+    """An `ImageSource` over records. Every record is checked at construction, and not again while it is the same."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -127,7 +128,7 @@ class FileSource:
             raise DataError(f"cannot open {where}: got min_side {min_side}; allowed are 1 and more; correct it")
         candidates = tuple(records)
         self.class_names = _class_names(where, candidates, class_names)
-        sizes, reasons = _check_all(candidates, min_side)
+        sizes, reasons = _check_all(where, candidates, min_side)
         self._records = tuple(record for record in candidates if record.id not in reasons)
         self.skipped = tuple(sorted([*skipped, *reasons.items()]))
         if not self._records:
@@ -231,23 +232,31 @@ def _load(record: Record, size: int | Size) -> Tensor:
         raise DataError(f"image {record.id}: {error}") from error
 
 
-def _check_all(records: Sequence[Record], min_side: int) -> tuple[dict[str, Size], dict[str, str]]:
+def _check_all(where: str, records: Sequence[Record], min_side: int) -> tuple[dict[str, Size], dict[str, str]]:
     """Sizes of the usable images and reasons against the others, both by id."""
-    sizes: dict[str, Size] = {}
-    reasons: dict[str, str] = {}
+    index = CheckIndex(where)
+    keys = [key_of(record.id, record.offset, record.size, record.stamp) for record in records]
+    found = index.find(keys, min_side)
+    unknown = [position for position, finding in enumerate(found) if finding is None]
+    new: dict[bytes, Finding] = {}
 
     def check(start: int) -> None:
-        for record in records[start : start + _RECORDS_PER_JOB]:
+        for position in unknown[start : start + _RECORDS_PER_JOB]:
+            record = records[position]
             try:
-                sizes[record.id] = check_image(record.read(), record.id, min_side)
+                found[position] = new[keys[position]] = check_image(record.read(), record.id, min_side)
             except UnusableImage as error:
-                reasons[record.id] = error.reason
+                found[position] = new[keys[position]] = error.reason
             except OSError as error:
-                reasons[record.id] = f"unreadable: {error.strerror}"
+                found[position] = f"unreadable: {error.strerror}"  # a matter of the disk, which may be well next time
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(check, range(0, len(records), _RECORDS_PER_JOB)))  # list() raises what a thread raised
-    return sizes, reasons
+        list(pool.map(check, range(0, len(unknown), _RECORDS_PER_JOB)))  # list() raises what a thread raised
+    if new:
+        index.keep(keys, new, min_side)
+    pairs = list(zip(records, found, strict=True))
+    sizes = {record.id: finding for record, finding in pairs if isinstance(finding, tuple)}
+    return sizes, {record.id: finding for record, finding in pairs if isinstance(finding, str)}
 
 
 def _class_names(where: str, records: Sequence[Record], names: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ that, under another name until its checksum is verified. Nothing that was there 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -17,6 +16,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
+
+from davae.core.folders import cache_folder
 
 _BLOCK: Final = 1 << 20
 _TIMEOUT: Final = 60  # seconds without a byte
@@ -56,13 +57,6 @@ LPIPS_LINEAR: Final = PublicFile(
     size=7_289,
 )
 PUBLIC_FILES: Final = (VGG16, LPIPS_LINEAR)
-
-
-def cache_folder() -> Path:
-    """`$DAVAE_CACHE`, else `$XDG_CACHE_HOME/davae`, else `~/.cache/davae`; need not exist."""
-    if own := os.environ.get("DAVAE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "davae"
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from davae.data.latents import Part
 from davae.stages.encode import encode_source
 from davae.stages.phase import Phase, PhaseName
 from davae.stages.run import Run, folder_hash, settings
@@ -18,17 +19,17 @@ def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
 
 
 def work(run: Run, phase: PhaseName = "finetune") -> None:
-    """Encode on the main process; whole shards of an interrupted run are kept."""
-    if run.accelerator.is_main_process:
-        config = run.recipe.cache
-        assert config is not None
-        encode_source(
-            run.tokenizer(),
-            Phase(run, phase).source,
-            run.recipe.image_size,
-            Phase(run, phase).folder / "latents",
-            config,
-            run.accelerator.device,
-            run.observer,
-            run.buckets,
-        )
+    """Encode, each process its share; whole shards of an interrupted run are kept."""
+    config, accelerator = run.recipe.cache, run.accelerator
+    assert config is not None
+    encode_source(
+        run.tokenizer(),
+        Phase(run, phase).source,
+        run.recipe.image_size,
+        Phase(run, phase).folder / "latents",
+        config,
+        accelerator.device,
+        run.observer,
+        run.buckets,
+        Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+    )

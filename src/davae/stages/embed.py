@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from davae.backbones.base import Backbone
 from davae.backbones.registry import BACKBONES, backbone_of
+from davae.data.latents import WHOLE, Part, shard_ranges
 from davae.data.prompts import NULL, PromptManifest, PromptSet, write_prompts
 from davae.stages.pairs import Pair
 from davae.train.journal import Observer
@@ -85,8 +86,11 @@ def encode_prompts(
     device: torch.device,
     observer: Observer,
     encoders: str,
+    part: Part = WHOLE,
 ) -> None:
     """Write the prompt cache of captions. Whole shards that fit are kept, so that a stopped run goes on.
+
+    Several processes share the work when all of them call this, see `davae.data.prompts.write_prompts`.
 
     Args:
         pipe: with its text parts and at least the shape of its transformer, see `load_text_parts`.
@@ -97,8 +101,10 @@ def encode_prompts(
         batch_size: prompts encoded at once.
         shard_size: prompts in a file. With SD3.5 and 256 tokens in 16 bit a prompt takes 2.7 MB.
         device: where the text encoders work; they go back to where they were.
-        observer: shows progress, and says what was cut and what was empty.
+        observer: shows progress, which is that of this process's own shards. The main process's also says what was
+            cut and what was empty.
         encoders: hash of the text encoders, see `text_encoders_hash`.
+        part: the shards that this process encodes.
 
     Raises:
         DataError: a caption is not text, or the disk is full.
@@ -112,13 +118,15 @@ def encode_prompts(
             f"Cannot encode prompts for a {backbone.class_name}; known are {', '.join(known)}. Take one of them."
         )
     texts = prompts.prompts
-    if prompts.num_empty:
+    if prompts.num_empty and part.is_main:
         observer.say(f"{prompts.num_empty} of {len(captions)} captions are empty: encoded as the empty prompt.")
 
     encode = partial(_encoded, backbone, pipe, max_length=max_length, dtype=dtype)
-    modules = [part for name in backbone.text_parts if isinstance(part := getattr(pipe, name), nn.Module)]
+    parts = [getattr(pipe, name) for name in backbone.text_parts]
+    modules = [one for one in parts if isinstance(one, nn.Module)]
     with _quiet(), _on(device, modules), torch.no_grad():
-        _say_what_is_cut(backbone, pipe, prompts, captions, max_length, observer)
+        if part.is_main:
+            _say_what_is_cut(backbone, pipe, prompts, captions, max_length, observer)
         row = encode([NULL])
         manifest = PromptManifest(
             encoders=encoders,
@@ -127,10 +135,13 @@ def encode_prompts(
             source=prompts.fingerprint,
             tensors={name: (_name_of(tensor.dtype), tuple(tensor.shape[1:])) for name, tensor in row.items()},
         )
-        size = len(texts) * sum(tensor.nbytes for tensor in row.values())
-        observer.say(f"{len(texts)} different prompts take {size / 2**30:.3g} GiB in {folder}.")
-        observer.begin("prompts", len(texts))
-        write_prompts(folder, manifest, prompts, shard_size, partial(_shard, encode, texts, batch_size, observer))
+        if part.is_main:
+            size = len(texts) * sum(tensor.nbytes for tensor in row.values())
+            observer.say(f"{len(texts)} different prompts take {size / 2**30:.3g} GiB in {folder}.")
+        total, before = part.progress(shard_ranges(len(texts), shard_size))
+        observer.begin("prompts", total)
+        shard = partial(_shard, encode, texts, batch_size, before, observer)
+        write_prompts(folder, manifest, prompts, shard_size, shard, part)
         observer.end()
 
 
@@ -138,11 +149,15 @@ def _shard(
     encode: Callable[[Sequence[str]], dict[str, Tensor]],
     prompts: Sequence[str],
     batch_size: int,
+    before: Mapping[int, int],
     observer: Observer,
     first: int,
     count: int,
 ) -> dict[str, Tensor]:
-    """Embeddings of `count` prompts from `first` on, batch by batch into their places."""
+    """Embeddings of `count` prompts from `first` on, batch by batch into their places.
+
+    `before` says how many prompts of this process come before those from `first` on.
+    """
     shard: dict[str, Tensor] = {}
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
@@ -150,7 +165,7 @@ def _shard(
             if name not in shard:
                 shard[name] = rows.new_empty(count, *rows.shape[1:])
             shard[name][start:stop] = rows
-        observer.advance(first + stop)
+        observer.advance(before[first] + stop)
     return shard
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from davae.data.buckets import Size, assign
-from davae.data.latents import CacheManifest, Moments, shard_ranges, write_cache
+from davae.data.latents import WHOLE, CacheManifest, Moments, Part, shard_ranges, write_cache
 from davae.data.source import DataError, ImageSource
 from davae.data.splits import Subset
 from davae.models.faces import layout_of, raw_moments, raw_scaling, weights_hash
@@ -33,8 +33,11 @@ def encode_source(
     device: torch.device,
     observer: Observer,
     buckets: Sequence[Size] | None = None,
+    part: Part = WHOLE,
 ) -> None:
     """Write the latent cache of a source. Whole shards that fit are kept, so that a stopped run goes on.
+
+    Several processes share the work when all of them call this, see `davae.data.latents.write_cache`.
 
     Args:
         autoencoder: structured or plain.
@@ -43,8 +46,9 @@ def encode_source(
         folder: of the cache.
         config: how to store.
         device: to encode on.
-        observer: is told of the progress.
+        observer: is told of the progress, which is that of this process's own shards.
         buckets: sizes to bring images to instead of squares, each image to the nearest one that it fills.
+        part: the shards that this process encodes.
 
     Raises:
         DataError: no image fills any of the buckets.
@@ -79,7 +83,9 @@ def encode_source(
     if too_small:
         name, reason = too_small[0]
         observer.say(f"{len(too_small)} images fill no bucket and are left out, for example {name}: {reason}")
-    observer.begin("latents", len(ordered))
+    ranges = list(_ranges(map(len, members), config.shard_size))
+    total, before = part.progress(ranges)
+    observer.begin("latents", total)
 
     def shard(first: int, count: int) -> Moments:
         parts = []
@@ -87,11 +93,10 @@ def encode_source(
             stop = min(start + config.batch_size, first + count)
             images = ordered.images(range(start, stop), size_of[first])
             parts.append(_moments(autoencoder, images, config, device))
-            observer.advance(stop)
+            observer.advance(before[first] + stop - first)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    ranges = _ranges(map(len, members), config.shard_size)
-    write_cache(folder, manifest, ((first, count, partial(shard, first, count)) for first, count in ranges))
+    write_cache(folder, manifest, ((first, count, partial(shard, first, count)) for first, count in ranges), part)
     observer.end()
 
 

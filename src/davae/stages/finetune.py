@@ -102,6 +102,7 @@ def _conditions(transformer: Any, phase: Phase, cache: LatentCache) -> Condition
         return Labels(manifest.labels, transformer.null_class, dropout, seed)
     embeddings = PromptCache(phase.prompts)
     embeddings.require(**prompts.expected(phase.run))
+    embeddings.require_ids(manifest.ids)
     return Prompts(embeddings, manifest.ids, dropout, seed)
 
 

@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from davae.core.flow import sigma_shift
 from davae.core.moments import ChannelMoments
-from davae.data.latents import LatentCache
+from davae.data.latents import LatentCache, Part
 from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.models.faces import compression_of, layout_of, raw_moments, weights_hash
@@ -134,21 +134,20 @@ def latents_inputs(run: Run) -> dict[str, Any]:
 
 
 def encode_latents(run: Run) -> None:
-    """Cache the base latents of the training images."""
-    if run.accelerator.is_main_process:
-        section, autoencoder = _section(run), _load_autoencoder(run)
-        _check_size(section.image_size, autoencoder)
-        scaling_of(autoencoder)  # refused now if it declares none: the transformer would not know what it sees
-        encode_source(
-            autoencoder,
-            run.sources[0],
-            section.image_size,
-            run.folder / "pretrain" / "latents",
-            section.cache,
-            run.accelerator.device,
-            run.observer,
-        )
-    run.accelerator.wait_for_everyone()
+    """Cache the base latents of the training images, each process its share."""
+    section, autoencoder, accelerator = _section(run), _load_autoencoder(run), run.accelerator
+    _check_size(section.image_size, autoencoder)
+    scaling_of(autoencoder)  # refused now if it declares none: the transformer would not know what it sees
+    encode_source(
+        autoencoder,
+        run.sources[0],
+        section.image_size,
+        run.folder / "pretrain" / "latents",
+        section.cache,
+        accelerator.device,
+        run.observer,
+        part=Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+    )
 
 
 def transformer_inputs(run: Run) -> dict[str, Any]:

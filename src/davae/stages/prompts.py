@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from davae.data.latents import Part
+from davae.data.source import DataError
 from davae.stages.embed import encode_prompts, load_text_parts, text_encoders_hash
 from davae.stages.encode import DTYPES
 from davae.stages.phase import Phase, PhaseName
@@ -28,12 +30,14 @@ def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
 
 
 def work(run: Run, phase: PhaseName = "finetune") -> None:
-    """Encode on the main process; whole shards of an interrupted run are kept."""
-    if not run.accelerator.is_main_process:
-        return
-    config, one = run.recipe.prompts, Phase(run, phase)
+    """Encode, each process its share; whole shards of an interrupted run are kept.
+
+    Raises:
+        DataError: no image has a caption.
+    """
+    config, one, accelerator = run.recipe.prompts, Phase(run, phase), run.accelerator
     assert config is not None
-    captions = dict(zip(one.source.ids, one.source.captions, strict=True)) | _preview(one)
+    captions = _captions(one) | _preview(one)
     dtype = DTYPES[config.dtype]
     encode_prompts(
         load_text_parts(run.pair.source, dtype),
@@ -43,10 +47,24 @@ def work(run: Run, phase: PhaseName = "finetune") -> None:
         dtype=dtype,
         batch_size=config.batch_size,
         shard_size=config.shard_size,
-        device=run.accelerator.device,
+        device=accelerator.device,
         observer=run.observer,
         encoders=expected(run)["encoders"],
+        part=Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
     )
+
+
+def _captions(phase: Phase) -> dict[str, str]:
+    """The captions of the training images by id. A transformer that is to follow prompts learns nothing from none."""
+    source = phase.source
+    if not any(caption.strip() for caption in source.captions):
+        section = "realism.data" if phase.is_second else "data"
+        raise DataError(
+            f"Cannot make a prompt cache of {section}: got {len(source)} images, none with a caption (for example "
+            f"{source.ids[0]}); allowed are sets in which some have one. Write captions: NAME.txt beside NAME.jpg or "
+            f"metadata.jsonl in a folder of images, KEY.txt or KEY.json in tar shards."
+        )
+    return dict(zip(source.ids, source.captions, strict=True))
 
 
 def _preview(phase: Phase) -> dict[str, str]:

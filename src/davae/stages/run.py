@@ -61,7 +61,7 @@ class Run:
         # torch 2.13 deprecates the argument, and its replacement would still synchronise them once.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         local = DistributedDataParallelKwargs(broadcast_buffers=False)
-        # One process encodes or measures while the others wait for it.
+        # One process measures, or has more left to encode, while the others wait for it.
         patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
         # The recipe says precision and accumulation; what the environment says would be applied on top.
         accelerator = Accelerator(
