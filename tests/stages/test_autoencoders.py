@@ -73,7 +73,7 @@ def test_the_table_is_made_and_written(autoencoders: list[str], images: Path, tm
     page = (out / "report.html").read_text()
     assert "run" in page
     assert "The worst and the best image" in page
-    assert not (tmp_path / "cache").exists()  # nothing was fetched
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["checked"]  # nothing was fetched
 
     text = io.StringIO()
     Console(file=text, width=140).print(table_of(results))
