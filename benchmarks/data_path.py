@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
 from davae.core.randomness import normal
-from davae.data.latents import CacheManifest, LatentCache, shard_ranges, write_cache
+from davae.data.cache_files import shard_ranges
+from davae.data.latents import CacheManifest, LatentCache, write_cache
 from davae.data.prompts import PromptCache, PromptManifest, PromptSet, write_prompts
 from davae.evaluate.results import hardware
 from davae.train.conditions import Prompts

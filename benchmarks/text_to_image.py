@@ -23,7 +23,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from PIL import Image
 from torch import Tensor, nn
 
-from davae.data.latents import LatentCache, Part
+from davae.data.cache_files import Part
+from davae.data.latents import LatentCache
 from davae.data.prompts import PromptCache
 from davae.data.solids import HUES, MATERIALS, SHAPES, SolidsSource
 from davae.data.source import ImageSource

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
-from davae.data.latents import CacheManifest, LatentCache, Moments, Part, save_shard, shard_ranges, write_cache
+from davae.data.cache_files import Part, shard_ranges
+from davae.data.latents import CacheManifest, LatentCache, Moments, write_cache
 from davae.data.source import DataError
 
 COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4
@@ -267,20 +267,6 @@ def test_a_process_that_begins_again_leaves_no_old_manifest(folder: Path) -> Non
         LatentCache(folder)
 
 
-def test_shares_are_counted() -> None:
-    ranges = [(0, 4), (4, 4), (8, 2), (10, 3)]
-    assert Part().progress(ranges) == (13, {0: 0, 4: 4, 8: 8, 10: 10})
-    assert Part(0, 2).progress(ranges) == (6, {0: 0, 8: 4})
-    assert Part(1, 2).progress(ranges) == (7, {4: 0, 10: 4})
-    assert Part(4, 5).progress(ranges) == (0, {})
-
-
-@pytest.mark.parametrize(("process", "num_processes"), [(-1, 2), (2, 2), (0, 0)])
-def test_a_process_that_there_is_not_is_refused(process: int, num_processes: int) -> None:
-    with pytest.raises(ValueError, match=f"got process {process} of {num_processes}"):
-        Part(process, num_processes)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -410,16 +396,3 @@ def test_reading_needs_no_memory_for_the_rest(tmp_path: Path) -> None:
     cache = LatentCache(folder)
     cache.moments(range(0, many, 1000))
     assert private_mb() - before < 20
-
-
-def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_tensors: Any, path: Path, _metadata: Any = None) -> None:
-        path.write_bytes(b"half")
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("davae.data.latents.save_file", full)
-    with pytest.raises(DataError, match=r"shard\.safetensors: .*No space left.*Free some space"):
-        save_shard({"mean": torch.zeros(1)}, tmp_path / "shard.safetensors")
-    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from davae.data.latents import Part
+from davae.data.cache_files import Part
 from davae.data.prompts import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
 from davae.data.source import DataError
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from backbones.families import PIPELINES
-from davae.data.latents import Part
+from davae.data.cache_files import Part
 from davae.data.prompts import NULL, PromptCache
 from davae.data.source import DataError
 from davae.stages.embed import encode_prompts, load_text_parts, text_encoders_hash

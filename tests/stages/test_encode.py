@@ -11,8 +11,9 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae.data.buckets import bucket_sizes
+from davae.data.cache_files import Part
 from davae.data.folder import FolderSource
-from davae.data.latents import LatentCache, Part
+from davae.data.latents import LatentCache
 from davae.data.solids import SolidsSource
 from davae.data.source import DataError
 from davae.data.splits import Subset

@@ -5,26 +5,29 @@ the posterior draw happen at load and a change of either never means encoding ag
 stored bucket by bucket; a shard holds one size.
 """
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
+from davae.data.cache_files import WHOLE, CacheKind, Part, Shard
 from davae.data.source import DataError
 
 FORMAT_VERSION = 2
-_READABLE = (1, FORMAT_VERSION)  # 1 knows neither buckets nor statistics of phases
-_MANIFEST = "manifest.json"
+_KIND = CacheKind(
+    name="latent",
+    command="davae cache RECIPE",
+    formats=(1, FORMAT_VERSION),  # 1 knows neither buckets nor statistics of phases
+    other_format="Re-run 'davae cache RECIPE'.",
+)
 
 
 @dataclass(frozen=True)
@@ -100,57 +103,6 @@ Moments = dict[str, Tensor]
 """"mean" [N, C + D, h, w] and, with detail channels, "logvar" [N, D, h, w]; the same names with "_flip"."""
 
 
-def _alone() -> None:
-    """One process waits for nobody."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The shards of a cache that one of several processes writes: i belongs to process i mod `num_processes`.
-
-    Args:
-        process: which one this is, from 0; 0 also writes what there is once.
-        num_processes: that write the cache. All of them see the same folder.
-        wait: returns when every process has called it.
-
-    Raises:
-        ValueError: there is no such process.
-    """
-
-    process: int = 0
-    num_processes: int = 1
-    wait: Callable[[], None] = _alone
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.process < self.num_processes:
-            raise ValueError(
-                f"Cannot share the writing of a cache; got process {self.process} of {self.num_processes}, allowed "
-                f"are 0 to {self.num_processes - 1}. Count the processes from 0."
-            )
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what there is once."""
-        return self.process == 0
-
-    def owns(self, number: int) -> bool:
-        """Whether this process writes shard `number`."""
-        return number % self.num_processes == self.process
-
-    def progress(self, ranges: Iterable[tuple[int, int]]) -> tuple[int, dict[int, int]]:
-        """(samples of this process, for each of its shards the samples before it) of all shards' (first, count)."""
-        total, before = 0, {}
-        for number, (first, count) in enumerate(ranges):
-            if self.owns(number):
-                before[first] = total
-                total += count
-        return total, before
-
-
-WHOLE = Part()
-"""All shards, for a single process."""
-
-
 def write_cache(
     folder: Path, manifest: CacheManifest, shards: Iterable[tuple[int, int, Any]], part: Part = WHOLE
 ) -> Path:
@@ -166,23 +118,9 @@ def write_cache(
             function is called only where the shard is missing.
         part: the shards that this process writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-    listed: list[tuple[str, int]] = []
-    for number, (first, count, moments) in enumerate(shards):
-        name = f"latents-{first:08d}.safetensors"
-        mark = json.dumps({**manifest.key, "count": count}, sort_keys=True)
-        if part.owns(number) and _shard_mark(folder / name) != mark:
-            save_shard(moments(), folder / name, {"key": mark})
-        listed.append((name, count))
-    part.wait()
-    if part.is_main:
-        remove_stale(folder, "latents-*.safetensors", listed)
-        temporary = folder / f".{_MANIFEST}.tmp"
-        temporary.write_text(json.dumps({**asdict(manifest), "shards": listed}))
-        temporary.rename(folder / _MANIFEST)
-    part.wait()
-    return folder
+    key = manifest.key
+    keyed = (Shard(first, count, key, moments) for first, count, moments in shards)
+    return _KIND.write(folder, manifest, keyed, part)
 
 
 class LatentCache:
@@ -196,21 +134,14 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / _MANIFEST
-        if not path.exists():
-            raise DataError(f"There is no complete latent cache in {folder}. Make one with 'davae cache RECIPE'.")
-        stored = json.loads(path.read_text())
-        if stored["format_version"] not in _READABLE:
-            raise DataError(
-                f"The latent cache in {folder} has format {stored['format_version']}; this davae reads "
-                f"{' and '.join(map(str, _READABLE))}. Re-run 'davae cache RECIPE'."
-            )
         self.folder = folder
-        self.manifest = _manifest(stored)
+        self.manifest = _manifest(_KIND.read_manifest(folder))
         self.index = {sample: position for position, sample in enumerate(self.manifest.ids)}
         self._starts = [0]
         for name, count in self.manifest.shards:
-            _check_shard(folder / name, count)
+            [stored] = _KIND.count_rows(folder / name, ["mean"])
+            if stored != count:
+                raise DataError(f"The latent shard {name} holds {stored} samples, the manifest says {count}.")
             self._starts.append(self._starts[-1] + count)
         self._bucket_starts = [0, *accumulate(count for *_, count in self.manifest.buckets)]
         if not self._starts[-1] == self._bucket_starts[-1] == len(self.manifest.ids):
@@ -231,12 +162,7 @@ class LatentCache:
 
     def require(self, **expected: Any) -> None:
         """Refuse a cache whose key differs from what a recipe expects, with both values."""
-        for name, value in expected.items():
-            if self.manifest.key[name] != value:
-                raise DataError(
-                    f"The latent cache in {self.folder} does not fit: {name} of the cache {self.manifest.key[name]}, "
-                    f"of the recipe {value}. Rebuild it with 'davae cache RECIPE'."
-                )
+        _KIND.require(self.folder, self.manifest.key, expected)
 
     def moments(self, indices: Sequence[int], flipped: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
         """Raw moments of samples, fp32: mean [N, C + D, h, w] and log-variance [N, D, h, w] (D may be 0).
@@ -302,32 +228,6 @@ class LatentCache:
         return {**self.__dict__, "_mapped": {}}
 
 
-def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name and rename it.
-
-    Raises:
-        DataError: it cannot be written; nothing of it stays behind.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-        temporary.rename(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"Could not write {path}: {error}. Free some space and run the same command again; "
-            f"the shards before it are kept."
-        ) from error
-
-
-def remove_stale(folder: Path, pattern: str, shards: Iterable[tuple[str, int]]) -> None:
-    """Remove files of a pattern that are none of the (name, count) of a cache's shards."""
-    known = {name for name, _ in shards}
-    for file in folder.glob(pattern):
-        if file.name not in known:
-            file.unlink()
-
-
 def is_complete(folder: Path) -> bool:
     """Whether a whole cache stands in a folder."""
     try:
@@ -335,35 +235,6 @@ def is_complete(folder: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def shard_ranges(total: int, shard_size: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of shards of at most `shard_size` samples."""
-    for first in range(0, total, shard_size):
-        yield first, min(shard_size, total - first)
-
-
-def _shard_mark(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("key")
-    except SafetensorError:
-        return None
-
-
-def _check_shard(path: Path, count: int) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = file.get_slice("mean").get_shape()[0]
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DataError(
-            f"The latent shard {path.name} is missing or cut off ({error}). Re-run 'davae cache RECIPE': whole "
-            f"shards are kept, this one is made again."
-        ) from error
-    if stored != count:
-        raise DataError(f"The latent shard {path.name} holds {stored} samples, the manifest says {count}.")
 
 
 def _manifest(stored: dict[str, Any]) -> CacheManifest:

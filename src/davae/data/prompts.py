@@ -5,10 +5,10 @@ array (24 bytes a sample), so that a million captions cost a reader, and each of
 """
 
 import hashlib
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from davae.data.latents import WHOLE, Part, remove_stale, save_shard, shard_ranges
+from davae.data.cache_files import WHOLE, CacheKind, Part, Shard, shard_ranges
 from davae.data.source import DataError
 
 FORMAT_VERSION = 1
 NULL = ""
 """Id of the empty prompt, which stands for "no caption"."""
 REBUILD = "Rebuild it with 'davae prompts RECIPE'."
-_MANIFEST = "manifest.json"
+_KIND = CacheKind(name="prompt", command="davae prompts RECIPE", formats=(FORMAT_VERSION,), other_format=REBUILD)
 _INDEX = "ids.safetensors"
 _DIGEST = 16  # bytes of a hash
 
@@ -126,25 +126,15 @@ def write_prompts(
         encode: called only where a shard is missing.
         part: the shards that this process writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-    listed: list[tuple[str, int]] = []
-    for number, (first, count) in enumerate(shard_ranges(len(prompts.prompts), shard_size)):
-        name = f"prompts-{first:08d}.safetensors"
+    index = {"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}
+    return _KIND.write(folder, manifest, _shards(manifest, prompts, shard_size, encode), part, {_INDEX: index})
+
+
+def _shards(manifest: PromptManifest, prompts: PromptSet, shard_size: int, encode: Encode) -> Iterator[Shard]:
+    """Each is keyed by its own prompts, so that it outlives a change of others."""
+    for first, count in shard_ranges(len(prompts.prompts), shard_size):
         contents = hashlib.blake2b(prompts.digests[first : first + count].tobytes(), digest_size=_DIGEST).hexdigest()
-        mark = json.dumps({**manifest.key, "source": contents, "count": count}, sort_keys=True)
-        if part.owns(number) and _mark(folder / name) != mark:
-            save_shard(encode(first, count), folder / name, {"key": mark})
-        listed.append((name, count))
-    part.wait()
-    if part.is_main:
-        remove_stale(folder, "prompts-*.safetensors", listed)
-        save_shard({"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}, folder / _INDEX)
-        temporary = folder / f".{_MANIFEST}.tmp"
-        temporary.write_text(json.dumps({**asdict(manifest), "shards": listed}))
-        temporary.rename(folder / _MANIFEST)
-    part.wait()
-    return folder
+        yield Shard(first, count, {**manifest.key, "source": contents}, partial(encode, first, count))
 
 
 class PromptCache:
@@ -158,20 +148,15 @@ class PromptCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / _MANIFEST
-        if not path.exists():
-            raise DataError(f"There is no complete prompt cache in {folder}. Make one with 'davae prompts RECIPE'.")
-        stored = json.loads(path.read_text())
-        if stored["format_version"] != FORMAT_VERSION:
-            raise DataError(
-                f"The prompt cache in {folder} has format {stored['format_version']}; this davae reads "
-                f"{FORMAT_VERSION}. {REBUILD}"
-            )
         self.folder = folder
-        self.manifest = _manifest(stored)
+        self.manifest = _manifest(_KIND.read_manifest(folder))
         self._starts = [0]
         for name, count in self.manifest.shards:
-            _check_shard(folder / name, count, self.manifest.tensors)
+            stored = set(_KIND.count_rows(folder / name, self.manifest.tensors))
+            if stored != {count}:
+                raise DataError(
+                    f"The prompt shard {name} holds {stored} prompts, the manifest says {count}. {REBUILD}"
+                )
             self._starts.append(self._starts[-1] + count)
         index = _read_index(folder / _INDEX)
         self._ids, self._rows = _sortable(index["ids"].numpy()), index["rows"].numpy()
@@ -195,12 +180,7 @@ class PromptCache:
         Raises:
             DataError: one differs.
         """
-        for name, value in expected.items():
-            if self.manifest.key[name] != value:
-                raise DataError(
-                    f"The prompt cache in {self.folder} does not fit: {name} of the cache {self.manifest.key[name]}, "
-                    f"of the recipe {value}. {REBUILD}"
-                )
+        _KIND.require(self.folder, self.manifest.key, expected)
 
     def require_ids(self, ids: Sequence[str]) -> None:
         """Refuse a cache that lacks samples, without reading an embedding.
@@ -290,27 +270,6 @@ def _digests(texts: Iterable[str]) -> NDArray[np.uint8]:
 def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """Hashes [N, 16] as byte strings [N], which numpy sorts and searches."""
     return np.ascontiguousarray(digests).view(f"S{_DIGEST}").reshape(-1)
-
-
-def _mark(path: Path) -> str | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("key")
-    except (SafetensorError, FileNotFoundError):
-        return None
-
-
-def _check_shard(path: Path, count: int, tensors: Iterable[str]) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {file.get_slice(name).get_shape()[0] for name in tensors}
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DataError(
-            f"The prompt shard {path.name} is missing or cut off ({error}). Re-run 'davae prompts RECIPE': whole "
-            f"shards are kept, this one is made again."
-        ) from error
-    if stored != {count}:
-        raise DataError(f"The prompt shard {path.name} holds {stored} prompts, the manifest says {count}. {REBUILD}")
 
 
 def _read_index(path: Path) -> dict[str, Tensor]:

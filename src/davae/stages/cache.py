@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from davae.data.latents import Part
+from davae.data.cache_files import Part
 from davae.stages.encode import encode_source
 from davae.stages.phase import Phase, PhaseName
 from davae.stages.run import Run, folder_hash, settings

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from davae.data.latents import save_shard
+from davae.data.cache_files import save_shard
 from davae.recipe import SampleConfig
 from davae.stages.drawing import batches
 

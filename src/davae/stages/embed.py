@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from davae.backbones.base import Backbone
 from davae.backbones.registry import BACKBONES, backbone_of
-from davae.data.latents import WHOLE, Part, shard_ranges
+from davae.data.cache_files import WHOLE, Part, shard_ranges
 from davae.data.prompts import NULL, PromptManifest, PromptSet, write_prompts
 from davae.stages.pairs import Pair
 from davae.train.journal import Observer

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from davae.data.buckets import Size, assign
-from davae.data.latents import WHOLE, CacheManifest, Moments, Part, shard_ranges, write_cache
+from davae.data.cache_files import WHOLE, Part, shard_ranges
+from davae.data.latents import CacheManifest, Moments, write_cache
 from davae.data.source import DataError, ImageSource
 from davae.data.splits import Subset
 from davae.models.faces import layout_of, raw_moments, raw_scaling, weights_hash

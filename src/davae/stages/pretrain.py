@@ -8,7 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from davae.core.flow import sigma_shift
 from davae.core.moments import ChannelMoments
-from davae.data.latents import LatentCache, Part
+from davae.data.cache_files import Part
+from davae.data.latents import LatentCache
 from davae.data.source import ImageSource
 from davae.data.splits import first
 from davae.models.faces import compression_of, layout_of, raw_moments, weights_hash

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from davae.data.latents import Part
+from davae.data.cache_files import Part
 from davae.data.source import DataError
 from davae.stages.embed import encode_prompts, load_text_parts, text_encoders_hash
 from davae.stages.encode import DTYPES
