@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from PIL import Image
 from torch import Tensor, nn
 
+from davae.core.randomness import permutation
 from davae.data.cache_files import Part
 from davae.data.latents import LatentCache
 from davae.data.prompts import PromptCache
@@ -232,11 +233,11 @@ def judge_run(arguments: argparse.Namespace) -> None:
     size = images.shape[-1]
     judge = trained_judge(size, arguments.steps)
     held_out = SolidsSource(len(images), seed=78)
-    shift = len(images) // 2 + 1  # every image gets another one's caption
+    shuffled = [captions[index] for index in permutation(0, "captions of others", 0, len(captions)).tolist()]
     table = {
         "real images": accuracy(judge, renderings(held_out, len(images), size), held_out.captions),
         "drawn": accuracy(judge, images, captions),
-        "drawn, captions of others": accuracy(judge, images, captions[shift:] + captions[:shift]),
+        "drawn, captions of others": accuracy(judge, images, shuffled),
         "chance": {name: 1 / len(values) for name, values in AXES.items()},
     }
     print(json.dumps(table, indent=1))
@@ -256,11 +257,11 @@ if __name__ == "__main__":
     pair = commands.add_parser("pair", help="train the base pair")
     pair.add_argument("autoencoder", type=Path)
     pair.add_argument("out", type=Path)
-    pair.add_argument("--steps", type=int, default=2500)
+    pair.add_argument("--steps", type=int, default=1800)
     pair.set_defaults(work=make_pair)
     judged = commands.add_parser("judge", help="whether images follow their captions")
     judged.add_argument("run", type=Path)
-    judged.add_argument("--steps", type=int, default=600)
+    judged.add_argument("--steps", type=int, default=400)
     judged.set_defaults(work=judge_run)
     chosen = parser.parse_args()
     chosen.work(chosen)

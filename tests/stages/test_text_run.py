@@ -115,7 +115,7 @@ def test_a_run_leaves_all_its_parts(finished: Path) -> None:
     trained = [row for row in rows if row["stage"] == "finetune"]
     assert [row["step"] for row in trained] == [1, 2, 3]
     assert all({"loss_base", "loss_detail", "detail_weight"} <= row.keys() for row in trained)
-    assert "report.html" in {path.name for path in folder.iterdir()}
+    assert "On the way: finetune" in (folder / "report.html").read_text()
 
 
 def test_samples_carry_their_captions(finished: Path) -> None:

@@ -11,7 +11,7 @@ from davae.evaluate.swd import SlicedWasserstein
 GROUP = "Generation: sliced Wasserstein distance to real images"
 UPSAMPLED, UPGRADED, CONTROL = "base upsampled", "upgraded", "random detail"
 SETS = {
-    UPSAMPLED: "the pretrained pair with the same seeds, labels and steps, enlarged by bicubic interpolation",
+    UPSAMPLED: "the pretrained pair with the same seeds, conditions and steps, enlarged by bicubic interpolation",
     UPGRADED: "the upgraded pair",
     CONTROL: "the upgraded pair's base latents with N(0, 1) detail, same decoder",
 }

@@ -110,6 +110,7 @@ def _generation(run: Run, config: EvaluateConfig, sample: SampleConfig, results:
     measurements, distances = measure_generation(sets, real, protocol)
     results.measurements += measurements
     _sample_figures(run, sets, results)
+    _previews(run, results)
     if config.claims:
         results.claims += generation_claims(distances)
     if config.speed_batch:
@@ -137,12 +138,26 @@ def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> N
     labelled_strip(rows).save(run.folder / "figures" / "same-seeds.png")
     notes = "; ".join(f"{name}: {note}" for name, note in SETS.items())
     results.figures.append(
-        Figure("Same seeds, drawn three ways", f"A column is one seed and class. {notes}.", "figures/same-seeds.png")
+        Figure(
+            "Same seeds, drawn three ways",
+            f"A column is one seed and one class or prompt. {notes}.",
+            "figures/same-seeds.png",
+        )
     )
     for name in (UPSAMPLED, UPGRADED):
         file = f"figures/samples-{name.replace(' ', '-')}.png"
         image_grid(sets[name][:36], columns=9).save(run.folder / file)
-        results.figures.append(Figure(f"Samples: {name}", f"Every class in turn, not chosen: {SETS[name]}.", file))
+        results.figures.append(Figure(f"Samples: {name}", f"In turn, not chosen: {SETS[name]}.", file))
+
+
+def _previews(run: Run, results: Results) -> None:
+    """The last grid that each fine-tuning drew on its way."""
+    for name in ("finetune", "realism"):
+        grids = sorted((run.folder / "previews").glob(f"{name}-*.png"))
+        if grids:
+            step = int(grids[-1].stem.rpartition("-")[2])
+            note = f"Fixed prompts or classes and seeds, averaged weights, after {step:,} steps of {name}."
+            results.figures.append(Figure(f"On the way: {name}", note, f"previews/{grids[-1].name}"))
 
 
 @torch.no_grad()
