@@ -1,7 +1,7 @@
 """Rows of `benchmarks/throughput.py`: published pipelines at full geometry, native and upgraded.
 
-Transformers come from `davae.backbones.public`. The autoencoders, the text encoders and the sampling settings here
-are the defaults of diffusers' pipelines; SD3.5's are the paper's, 30 steps at guidance 2.5.
+Transformers come from `davae.backbones.public`. Autoencoders and text encoders have their published geometry. Steps
+and guidance are the defaults of diffusers' pipelines; SD3.5's are the paper's, 30 steps at guidance 2.5.
 """
 
 from collections.abc import Callable, Mapping
