@@ -65,6 +65,9 @@ def test_split_undoes_join(base_channels: int, detail_channels: int, batch: int,
 def test_channel_weights_stand_in_channel_order() -> None:
     assert LatentLayout(2, 3).channel_weights(0.25, 2.0).tolist() == [2.0, 2.0, 0.25, 0.25, 0.25]
     assert LatentLayout(2, 0).channel_weights(0.25).tolist() == [1.0, 1.0]
+    for weights in ((0.0, 0.0), (-0.1, 1.0), (0.5, -1.0)):
+        with pytest.raises(ValueError, match="positive sum"):
+            LatentLayout(2, 3).channel_weights(*weights)
 
 
 def test_wrong_widths_are_explained() -> None:

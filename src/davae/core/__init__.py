@@ -1,1 +1,1 @@
-"""Ground floor: the mathematics of the method as pure functions of tensors (torch only)."""
+"""Ground floor, torch only: the mathematics of the method, pure, and the owners of pixels, dtypes and files."""

@@ -74,4 +74,4 @@ def scheduler_sigmas(num_steps: int) -> list[float]:
     """
     if num_steps < 1:
         raise ValueError(f"Sampling needs at least 1 step; got {num_steps}.")
-    return to_sigma(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)[:-1]).tolist()
+    return to_sigma(time_grid(num_steps + 1)[:-1]).tolist()

@@ -63,13 +63,23 @@ class LatentLayout:
                 f"Use detail_channels >= {self.base_channels}, or an alignment weight of 0."
             )
         if self.detail_channels % self.base_channels == 0:
-            return detail.unflatten(1, (self.base_channels, -1)).mean(dim=2)
+            return torch.unflatten(detail, 1, (self.base_channels, -1)).mean(dim=2)
         edges = self._edges()
         groups = [detail[:, a:b].mean(dim=1) for a, b in zip(edges, edges[1:], strict=False)]
         return torch.stack(groups, dim=1)
 
     def channel_weights(self, detail_weight: float, base_weight: float = 1.0) -> Tensor:
-        """Loss weight of each channel, [C + D]: `base_weight` on the base, `detail_weight` on the detail."""
+        """Loss weight of each channel, [C + D]: `base_weight` on the base, `detail_weight` on the detail.
+
+        Raises:
+            ValueError: a weight is negative, or all are 0.
+        """
+        total = base_weight * self.base_channels + detail_weight * self.detail_channels
+        if min(base_weight, detail_weight) < 0 or total <= 0:
+            raise ValueError(
+                f"Channel weights must not be negative and need a positive sum; got {base_weight} on the base, "
+                f"{detail_weight} on the detail."
+            )
         weights = torch.full((self.channels,), float(base_weight))
         weights[self.base_channels :] = detail_weight
         return weights

@@ -1,6 +1,6 @@
 """Owner of latent scaling: how an autoencoder's stored latent becomes what its transformer sees.
 
-Which scaling an autoencoder declares is read in `models/scaling.py`.
+Which scaling an autoencoder declares is read in `models/declared_scaling.py`.
 """
 
 from collections.abc import Sequence

@@ -17,11 +17,11 @@ def detail_weight(step: int, warmup_steps: int, start: float = 0.0, end: float =
 
 
 def normalise_weights(weights: Tensor) -> Tensor:
-    """Scale channel weights to mean 1, so that the loss keeps its size while detail fades in: w * C / sum(w)."""
-    total = weights.sum()
-    if total <= 0:
-        raise ValueError(f"Channel weights must have a positive sum; got {weights.tolist()}.")
-    return weights * (weights.numel() / total)
+    """Scale channel weights to mean 1, so that the loss keeps its size while detail fades in: w * C / sum(w).
+
+    Their sum is positive: `LatentLayout.channel_weights` sees to it. Asking here would wait for the device.
+    """
+    return weights * (weights.numel() / weights.sum())
 
 
 def logit_normal_time(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -36,13 +36,6 @@ def min_snr_weight(time: Tensor, gamma: float) -> Tensor:
     square. On the velocity this is (1 - t)^2 min(t / (1 - t), gamma), which is t (1 - t) for t < gamma / (1 + gamma).
     """
     return (time / (1 - time)).clamp(max=gamma)
-
-
-def resolution_shift(tokens: int, base_tokens: int) -> float:
-    """SD3's shift of sigma for another token count, sqrt(m/n) (Esser et al. 2024, Eq. 23)."""
-    if tokens < 1 or base_tokens < 1:
-        raise ValueError(f"Token counts must be positive; got {tokens} and {base_tokens}.")
-    return math.sqrt(tokens / base_tokens)
 
 
 def learning_rate_factor(step: int, warmup_steps: int = 0, total_steps: int = 0, final: float = 1.0) -> float:

@@ -17,15 +17,14 @@ INITS: tuple[Init, ...] = ("zero", "random", "repeat")
 
 @dataclass
 class KeyReport:
-    """What happened to every key: taken over bit for bit, widened, or newly initialised."""
+    """What happened to every key: taken over bit for bit, or widened."""
 
     copied: list[str] = field(default_factory=list)
     widened: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         widened = ", ".join(self.widened)
-        return f"{len(self.copied)} copied, {len(self.widened)} widened ({widened}), {len(self.new)} new"
+        return f"{len(self.copied)} copied, {len(self.widened)} widened ({widened})"
 
 
 def _check_init(init: str) -> None:
@@ -74,7 +73,7 @@ def widen_outputs(tensor: Tensor, channels: int, init: Init = "zero", groups: in
         raise ValueError(
             f"An output head of {tensor.shape[0]} rows cannot be split into {groups} groups of channels."
         )
-    rows = tensor.unflatten(0, (groups, -1))
+    rows = torch.unflatten(tensor, 0, (groups, -1))
     base = rows.shape[1]
     if channels < base:
         raise ValueError(f"Widening cannot remove channels; got {base} -> {channels}.")

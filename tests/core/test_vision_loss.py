@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae.core import losses
-from davae.core.foundation import marginal_cosine, marginal_distance, vision_foundation
+from davae.core.vision_loss import marginal_cosine, marginal_distance, vision_foundation
 
 MARGINS = {"m0": (0.0, 0.0), "m": (0.5, 0.25)}
 """Margins of cosine and distance."""

@@ -4,9 +4,10 @@ Both are [B, K, N] or [B, K, h, w], on the same grid. Everything is computed in 
 the margins are compared with differences of cosines, which bfloat16 does not resolve.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from davae.core.precision import autocast
 
 
 def vision_foundation(
@@ -53,5 +54,5 @@ def _tokens(projected: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 def _gram(tokens: Tensor) -> Tensor:
     """Cosines of all pairs of positions: [B, K, N] -> [B, N, N]."""
     unit = F.normalize(tokens, dim=1)
-    with torch.autocast(unit.device.type, enabled=False):
+    with autocast(unit.device, "fp32"):
         return unit.transpose(1, 2) @ unit
