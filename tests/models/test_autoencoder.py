@@ -15,8 +15,8 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae import AutoencoderDA
-from davae.models.faces import weights_hash
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
+from davae.models.identity import weights_hash
 from davae.models.tiling import run_tiled
 
 CHANNELS = 4
@@ -259,7 +259,7 @@ import sys, torch
 from safetensors.torch import load_file
 import davae
 from diffusers import AutoencoderKL
-from davae.models.faces import weights_hash
+from davae.models.identity import weights_hash
 for folder in sys.argv[1:]:
     model = davae.AutoencoderDA.from_pretrained(folder)
     assert model.is_calibrated and not model.training

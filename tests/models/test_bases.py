@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from torch import Tensor, nn
 
 from conftest import assert_close
 from davae import AutoencoderDA
 from davae.models.bases import FAMILIES, build_base, family_of
-from davae.models.faces import weights_hash
+from davae.models.identity import weights_hash
 from models.families import (
     BASES,
     CHANNELS,
@@ -37,15 +38,15 @@ def base(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def complaints() -> Iterator[list[str]]:
     """What diffusers and the warnings module say."""
-    said: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("diffusers")
     logger.addHandler(handler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield said
-        said += [str(warning.message) for warning in caught]
+        yield messages
+        messages += [str(warning.message) for warning in caught]
     logger.removeHandler(handler)
 
 
@@ -87,10 +88,10 @@ def test_weights_are_copied_but_for_head_and_stem(base: Any) -> None:
         if kind in ("base_vae", "trunk"):
             assert torch.equal(weight, source[name.removeprefix("base_vae.")]), name
     assert parts["base_vae"] == set(source)
-    own = {name for name in source if name.startswith(("encoder.", "decoder."))}
-    assert parts["trunk"] == {name for name in own if not name.startswith(new)}
-    assert any(name.startswith(new[0]) for name in own)
-    assert any(name.startswith(new[1]) for name in own)
+    trained = {name for name in source if name.startswith(("encoder.", "decoder."))}
+    assert parts["trunk"] == {name for name in trained if not name.startswith(new)}
+    assert any(name.startswith(new[0]) for name in trained)
+    assert any(name.startswith(new[1]) for name in trained)
     assert {name.split(".")[-2] for name in parts["new"]} == {"conv"}  # all widths divide here
     assert bool(parts["statistics"]) == hasattr(base, "bn")
     width, down, up = width_of(base), down_block(model), up_block(model)
@@ -133,9 +134,29 @@ def test_the_last_weight_is_the_last(base: Any) -> None:
     model, latents = calibrated(base), torch.randn(2, 2 * CHANNELS, 4, 6)
     before = model.decode(latents).sample
     model.last_weight.zero_()
-    one, other = model.decode(latents).sample
+    first, second = model.decode(latents).sample
     assert not torch.equal(before[0], before[1])
-    assert torch.equal(one, other)  # nothing but its bias is left
+    assert torch.equal(first, second)  # nothing but its bias is left
+
+
+class WeightsInside(nn.Module):
+    """What a loss finds while a step runs."""
+
+    def __init__(self, model: AutoencoderDA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.model.last_weight, self.model.detail_weight
+
+
+def test_weights_are_found_while_others_stand_in_for_them(base: Any) -> None:
+    """As when the memory of a step is measured with `torch.func.functional_call`."""
+    module = WeightsInside(AutoencoderDA.from_base(base))
+    stand_ins = {name: torch.zeros_like(weight) for name, weight in module.named_parameters()}
+    found = torch.func.functional_call(module, stand_ins, ())
+    assert not any(weight.any() for weight in found)
+    assert all(weight.any() for weight in module())
 
 
 def test_checkpointing_computes_the_same_where_the_family_says_so(base: Any) -> None:
@@ -205,16 +226,16 @@ def test_a_base_from_a_folder_is_a_base(base: Any, tmp_path: Path, complaints: l
 
 
 def test_config_has_what_pipelines_read(base: Any) -> None:
-    config, own = AutoencoderDA.from_base(base, scale=4, detail_channels=8).config, base.config
-    widths = own.get("block_out_channels") or own.encoder_block_out_channels
+    config, base_config = AutoencoderDA.from_base(base, scale=4, detail_channels=8).config, base.config
+    widths = base_config.get("block_out_channels") or base_config.encoder_block_out_channels
     assert config.block_out_channels == [*widths, widths[-1], widths[-1]]
     assert 2 ** (len(config.block_out_channels) - 1) == 4 * COMPRESSION
     assert config.latent_channels == CHANNELS + 8
     for key in ("scaling_factor", "shift_factor", "batch_norm_eps", "patch_size"):
-        assert config[key] == own.get(key)
-    if own.get("latents_mean") is not None:
-        assert config.latents_mean == [*own.latents_mean, *[0.0] * 8]
-        assert config.latents_std == [*own.latents_std, *[1.0] * 8]
+        assert config[key] == base_config.get(key)
+    if base_config.get("latents_mean") is not None:
+        assert config.latents_mean == [*base_config.latents_mean, *[0.0] * 8]
+        assert config.latents_std == [*base_config.latents_std, *[1.0] * 8]
 
 
 def test_an_unknown_family_is_explained() -> None:

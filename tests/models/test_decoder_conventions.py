@@ -10,7 +10,7 @@ from torch import Tensor
 from conftest import assert_close
 from davae import AutoencoderDA
 from davae.models.blocks import DetailUpBlock
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
 from models.families import BASES, CHANNELS, calibrated, flux2, images, tiny, up_block
 
 

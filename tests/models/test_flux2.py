@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae import AutoencoderDA
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
 from models.families import CHANNELS, calibrated, flux2, images
 
 DETAIL = 6
@@ -68,13 +68,15 @@ def test_our_scaling_of_the_upgrade_is_the_pipelines(model: AutoencoderDA) -> No
 
 
 def test_the_batch_norm_has_the_bases_entries_first(base: Any, model: AutoencoderDA) -> None:
-    own = base.bn.num_features
-    assert own == 4 * CHANNELS
+    base_features = base.bn.num_features
+    assert base_features == 4 * CHANNELS
     assert model.bn.num_features == 4 * (CHANNELS + DETAIL)
-    assert torch.equal(model.bn.running_mean[:own], base.bn.running_mean)
-    assert torch.equal(model.bn.running_var[:own], base.bn.running_var)
-    assert not model.bn.running_mean[own:].any()
-    torch.testing.assert_close(model.bn.running_var[own:], torch.full((4 * DETAIL,), 1 - base.config.batch_norm_eps))
+    assert torch.equal(model.bn.running_mean[:base_features], base.bn.running_mean)
+    assert torch.equal(model.bn.running_var[:base_features], base.bn.running_var)
+    assert not model.bn.running_mean[base_features:].any()
+    torch.testing.assert_close(
+        model.bn.running_var[base_features:], torch.full((4 * DETAIL,), 1 - base.config.batch_norm_eps)
+    )
     assert model.bn.eps == base.bn.eps == model.config.batch_norm_eps
     assert model.config.scaling_factor is None
 
@@ -84,9 +86,11 @@ def test_the_pipeline_sees_the_bases_latent_and_standardised_detail(base: Any) -
     batch = images(4)
     model = calibrated(base, batch, detail_channels=DETAIL)
     seen = seen_by_pipeline(pipeline(model), batch)
-    own = 4 * CHANNELS
-    assert_close(seen[:, :own], seen_by_pipeline(pipeline(base), model.base_image(batch)), 1e-5)
-    detail = seen[:, own:].unflatten(1, (DETAIL, 4))  # a detail channel has the same statistics in every phase
+    base_features = 4 * CHANNELS
+    assert_close(seen[:, :base_features], seen_by_pipeline(pipeline(base), model.base_image(batch)), 1e-5)
+    detail = seen[:, base_features:].unflatten(
+        1, (DETAIL, 4)
+    )  # a detail channel has the same statistics in every phase
     assert detail.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
     assert (detail.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 1e-3
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT
-from davae.sampling.pipeline import LightningDiTPipeline
+from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
 from tiny_pair import build_tiny_pair
 
 TINY: dict[str, Any] = {

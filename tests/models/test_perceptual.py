@@ -14,7 +14,7 @@ from conftest import assert_close
 from davae.models import perceptual, weights
 from davae.models.perceptual import LPIPS
 from davae.models.weights import LPIPS_LINEAR, VGG16, PublicFile
-from davae.stages.training import load_perceptual
+from davae.run import build
 from davae.train.objective import PerceptualConfig
 
 # torchvision's index of every conv, and its channels.
@@ -169,11 +169,11 @@ def test_every_way_to_the_weights_gives_the_same_distance(
 
 
 def test_a_recipe_without_paths_asks_for_the_download(published: tuple[PublicFile, PublicFile]) -> None:
-    said: list[str] = []
-    loss = load_perceptual(PerceptualConfig(), torch.device("cpu"), said.append)
+    messages: list[str] = []
+    loss = build.perceptual(PerceptualConfig(), torch.device("cpu"), messages.append)
     assert isinstance(loss, LPIPS)
-    assert len(said) == 2
-    assert load_perceptual(None, torch.device("cpu")) is None
+    assert len(messages) == 2
+    assert build.perceptual(None, torch.device("cpu"), messages.append) is None
 
 
 def test_swapped_files_are_explained(

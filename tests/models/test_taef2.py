@@ -55,8 +55,8 @@ def test_blocks_of_the_lowest_level_are_pooled() -> None:
 @torch.no_grad()
 def test_without_its_branches_it_is_a_tiny_autoencoder() -> None:
     model, plain, image = taef2(), tiny(), images()
-    own = model.state_dict()
-    shared = {key: value for key, value in own.items() if ".pool." not in key}
+    weights = model.state_dict()
+    shared = {key: value for key, value in weights.items() if ".pool." not in key}
     assert shared.keys() == plain.state_dict().keys()
     plain.load_state_dict(shared)
     latent = model.encode(image).latents

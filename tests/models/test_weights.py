@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -87,14 +88,21 @@ def test_the_public_files_are_the_published_ones() -> None:
 
 
 def test_a_download_is_made_once_and_announced(folder: Path, server: _Server, cache: Path) -> None:
-    file, said = public(folder, server), []
+    file, messages = public(folder, server), []
     for _ in range(2):
-        assert_state(*load_weights({file: None}, allow_download=True, say=said.append))
+        assert_state(*load_weights({file: None}, allow_download=True, say=messages.append))
     assert server.requests == ["/net.pth"]
-    assert len(said) == 1
-    assert file.url in said[0]
-    assert str(cache / "net.pth") in said[0]
+    assert len(messages) == 1
+    assert file.url in messages[0]
+    assert str(cache / "net.pth") in messages[0]
     assert (cache / "net.pth").read_bytes() == (folder / "net.pth").read_bytes()
+    assert {path.name for path in cache.iterdir()} == {"net.pth", "net.pth.lock"}
+
+
+def test_what_a_killed_download_left_is_removed(folder: Path, server: _Server, cache: Path) -> None:
+    cache.mkdir()
+    (cache / f".net.pth.{platform.node().replace('.', '-')}.99999999.tmp").write_bytes(b"half")
+    fetch(public(folder, server))
     assert {path.name for path in cache.iterdir()} == {"net.pth", "net.pth.lock"}
 
 

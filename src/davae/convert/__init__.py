@@ -1,1 +1,1 @@
-"""Weights that people already have become diffusers folders: one file a layout, and `folder.convert` for all."""
+"""Weights that people already have become diffusers folders: a `from_` file a layout, `dispatch.convert` for all."""

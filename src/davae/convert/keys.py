@@ -3,10 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
+
+Arguments = dict[str, Any]
+"""Of a model's constructor, as its config.json holds them."""
+Model = TypeVar("Model", bound=ModelMixin)
 
 SHOWN = 4
 """Keys that a message names before it counts the rest."""
@@ -48,12 +53,12 @@ class ConversionReport:
 
 def fit(
     kind: str,
-    model: Any,
+    model: Model,
     state: Mapping[str, Tensor],
     names: Mapping[str, str],
     dropped: Mapping[str, str],
     notes: Sequence[str] = (),
-) -> tuple[Any, ConversionReport]:
+) -> tuple[Model, ConversionReport]:
     """Give a model built on the meta device its weights, all of them or none.
 
     Weights keep their dtype, fp64 becomes fp32. They are copied, because checkpoints hold views of larger storages.

@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, shape_of
-from davae.convert.source import Statistics
+from davae.convert.keys import Arguments, ConversionError, shape_of
+from davae.convert.unpickle import Statistics
 
 NORM_GROUPS = 32
 """Groups of every group norm; no weight shows them, and every public model has 32."""
 
 
-def kl_config(state: Mapping[str, Tensor], norm_num_groups: int = NORM_GROUPS) -> dict[str, Any]:
+def kl_config(state: Mapping[str, Tensor], norm_num_groups: int = NORM_GROUPS) -> Arguments:
     """Constructor arguments of the `AutoencoderKL` that has these weights, all but the latent statistics.
 
     Args:
@@ -53,7 +53,7 @@ def scaling_config(
     statistics: Statistics | None = None,
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
-) -> dict[str, Any]:
+) -> Arguments:
     """Config entries of the latent scaling, from statistics a channel or from scalars.
 
     Where neither is given the scaling stays undeclared (null). diffusers' own default, 0.18215, is right for SD 1
@@ -61,7 +61,7 @@ def scaling_config(
     """
     if shift_factor is not None and scaling_factor is None:
         raise ConversionError("A shift factor needs a scaling factor; got the shift alone.")
-    scalars = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    scalars: Arguments = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
     if statistics is None:
         return scalars
     if scaling_factor is not None:

@@ -1,17 +1,15 @@
 """What the authors' two layouts of a structured autoencoder share: its geometry and its statistics."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from davae.convert.keys import ConversionError
-from davae.convert.source import Statistics
+from davae.convert.keys import Arguments, ConversionError
+from davae.convert.unpickle import Statistics
 from davae.models.autoencoder import AutoencoderDA
 
 
-def geometry(down: tuple[int, ...], up: tuple[int, ...], base_config: Mapping[str, Any]) -> tuple[int, int]:
+def geometry(down: tuple[int, ...], up: tuple[int, ...], base_config: Arguments) -> tuple[int, int]:
     """(scale s, detail channels D), read from the convolutions of the two detail blocks.
 
     Args:
@@ -40,9 +38,7 @@ def geometry(down: tuple[int, ...], up: tuple[int, ...], base_config: Mapping[st
     )
 
 
-def build(
-    base_config: Mapping[str, Any], scale: int, detail_channels: int, conventions: Mapping[str, Any]
-) -> AutoencoderDA:
+def build(base_config: Arguments, scale: int, detail_channels: int, conventions: Arguments) -> AutoencoderDA:
     """A structured autoencoder without weights, on the meta device.
 
     Args:
@@ -54,7 +50,7 @@ def build(
     with torch.device("meta"):
         return AutoencoderDA(
             base_class="AutoencoderKL",
-            base_config=dict(base_config),
+            base_config=base_config,
             scale=scale,
             detail_channels=detail_channels,
             **conventions,

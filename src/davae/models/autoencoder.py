@@ -9,29 +9,28 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
-from davae.models.bases import build_base, family_of
+from davae.models.bases import build_base, family_of, weight_of
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
-from davae.models.inherit import constructor_arguments, extended_norm, inherited_scaling, load_trunk
+from davae.models.declared_scaling import scaling_of
+from davae.models.diffusers_model import DiffusersModel, apply_forward_hook, register_to_config
+from davae.models.inherit import constructor_arguments, detail_affine, extended_norm, inherited_scaling, load_trunk
 from davae.models.posterior import LOGVAR_RANGE, StructuredOutput, StructuredPosterior
-from davae.models.scaling import scaling_of
 from davae.models.tiling import run_tiled
 from davae.models.warm_start import warm_start
 
 
-class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDA(DiffusersModel, AutoencoderMixin):  # type: ignore[misc]  # see DiffusersModel
     """Detail-aligned autoencoder over a frozen base autoencoder. Make one with `from_base`.
 
     `encode(x).latent_dist` and `decode(z).sample` speak the base's latent convention: the first C channels are
@@ -111,8 +110,8 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.compression = self.base_compression * scale
         """f s: pixels of the full image a latent position stands for, a side."""
 
-        self.encoder = copy.deepcopy(self.base_vae.encoder).requires_grad_(True)
-        self.decoder = copy.deepcopy(self.base_vae.decoder).requires_grad_(True)
+        self.encoder: nn.Module = copy.deepcopy(self.base_vae.encoder).requires_grad_(True)
+        self.decoder: nn.Module = copy.deepcopy(self.base_vae.decoder).requires_grad_(True)
         down = partial(DetailDownBlock, learned_shortcut=learned_shortcut)
         family.replace_head(self.encoder, lambda width: down(width, 2 * detail_channels, scale))
         family.replace_stem(self.decoder, lambda width: DetailUpBlock(self.layout.channels, width, scale))
@@ -136,14 +135,14 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
     @classmethod
     def from_base(
         cls,
-        base_vae: Any,
+        base_vae: ModelMixin,
         scale: int = 2,
         detail_channels: int | None = None,
         clamp_base_image: bool = False,
         base_units: Literal["raw", "scaled"] = "raw",
         decoder_order: Literal["base_first", "detail_first"] = "base_first",
         warm: bool = False,
-    ) -> "AutoencoderDA":
+    ) -> Self:
         """An untrained upgrade of a pretrained autoencoder: detail encoder and decoder start from its weights.
 
         Args:
@@ -193,7 +192,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
     @property
     def detail_weight(self) -> nn.Parameter:
         """Weight of the down block's convolution, where the alignment weight is measured."""
-        return self.family.head_of(self.encoder).conv.weight
+        return weight_of(self.encoder, f"{self.family.head(self.encoder)}.conv")
 
     @property
     def raw_scaling(self) -> LatentScaling:
@@ -236,9 +235,14 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Raw moments of images [B, 3, H, W] in [-1, 1]: base mode [B, C, h, w], detail mean and log-variance."""
         self._expect_image(image)
         if self.use_slicing and image.shape[0] > 1:
-            return tuple(map(torch.cat, zip(*map(self._moments, image.split(1)), strict=True)))  # type: ignore[return-value]
+            base, mean, logvar = zip(*map(self._moments, image.split(1)), strict=True)
+            return torch.cat(base), torch.cat(mean), torch.cat(logvar)
         return self._moments(image)
 
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[True] = True) -> AutoencoderKLOutput: ...
+    @overload
+    def encode(self, x: Tensor, return_dict: bool) -> AutoencoderKLOutput | tuple[StructuredPosterior]: ...
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[StructuredPosterior]:
         """Images [B, 3, H, W] in [-1, 1] -> posterior over stored latents [B, C + D, H / (f s), W / (f s)]."""
@@ -259,6 +263,14 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         shift, scale = self._detail_affine(detail)
         return self.layout.join(base, (detail - shift) * scale)
 
+    @overload
+    def decode(
+        self, z: Tensor, return_dict: Literal[True] = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput: ...
+    @overload
+    def decode(
+        self, z: Tensor, return_dict: bool, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]: ...
     @apply_forward_hook
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -283,6 +295,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         """The base channels of z decoded by the base autoencoder and enlarged: [B, 3, h f s, w f s]."""
         base, _ = self.layout.split(z)
         small = self._tiled(lambda tile: self.family.decode(self.base_vae, tile), base, self.base_compression)
+        # Not `core.pixels.enlarge`, which computes in float32: in bfloat16 at scale 4 that rounds to other pixels.
         return F.interpolate(small, scale_factor=self.config.scale, mode="bicubic", align_corners=False)
 
     def forward(
@@ -303,7 +316,7 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         image = self.decoder(self._joint(base.to(shown.dtype), shown))
         return StructuredOutput(sample=image, base=base, detail=detail, detail_mean=mean, detail_logvar=logvar)
 
-    def train(self, mode: bool = True) -> "AutoencoderDA":
+    def train(self, mode: bool = True) -> Self:
         """Set the mode of the trained parts; the frozen base stays in eval mode."""
         super().train(mode)
         self.base_vae.eval()
@@ -345,21 +358,10 @@ class AutoencoderDA(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.layout.join(base, detail, detail_first=self.config.decoder_order == "detail_first")
 
     def _detail_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale) with stored = (raw - shift) * scale, [1, D, 1, 1].
-
-        The pair's formula (stored - b) * a must give (raw - mean) / std.
-        """
-        stored = scaling_of(self)
-        first, step = self.layout.base_channels * stored.patch**2, stored.patch**2  # detail phases are all alike
-        a = torch.tensor(stored.scale[first::step])
-        b = torch.tensor(stored.shift[first::step])
-        mean, std = torch.zeros_like(a), torch.ones_like(a)
-        if self.is_calibrated:
-            mean, std = torch.tensor(self.config.detail_mean), torch.tensor(self.config.detail_std)
-        scale = 1 / (std * a)
-        shift = mean - b / scale
-        column = (1, -1, 1, 1)
-        return shift.view(column).to(like), scale.view(column).to(like)
+        """(shift, scale) with stored = (raw - shift) * scale, [1, D, 1, 1]; see `detail_affine`."""
+        mean, std = self.config.detail_mean, self.config.detail_std
+        shift, scale = detail_affine(scaling_of(self), self.layout.detail_channels, mean, std)
+        return shift.view(1, -1, 1, 1).to(like), scale.view(1, -1, 1, 1).to(like)
 
     def _expect_image(self, image: Tensor) -> None:
         height, width = image.shape[-2:]
@@ -382,9 +384,9 @@ def _split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, logvar.clamp(*LOGVAR_RANGE)
 
 
-def _require_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise ValueError(f"AutoencoderDA cannot use {name} {given!r}; allowed: {', '.join(allowed)}.")
+def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"AutoencoderDA cannot use {name} {value!r}; allowed: {', '.join(allowed)}.")
 
 
 # The stored name in model_index.json: diffusers looks the class up as davae.AutoencoderDA.

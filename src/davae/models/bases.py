@@ -5,11 +5,11 @@ family is one entry here and one test.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from diffusers import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
@@ -21,13 +21,13 @@ class BaseFamily:
     """
 
     class_name: str
-    encode: Callable[[Any, Tensor], Tensor]
+    encode: Callable[[ModelMixin, Tensor], Tensor]
     """(base, image [B, 3, H, W] in [-1, 1]) -> raw latent, deterministic (posterior mode)."""
-    head: Callable[[Any], str] = lambda encoder: "conv_out"
+    head: Callable[[nn.Module], str] = lambda encoder: "conv_out"
     """encoder -> its last convolution, features to latent: the detail features are tapped before it."""
-    stem: Callable[[Any], str] = lambda decoder: "conv_in"
+    stem: Callable[[nn.Module], str] = lambda decoder: "conv_in"
     """decoder -> its first convolution, latent to features: the joint latent enters in its place."""
-    tail: Callable[[Any], str] = lambda decoder: "conv_out"
+    tail: Callable[[nn.Module], str] = lambda decoder: "conv_out"
     """decoder -> its last convolution, where the adversarial weight is measured."""
     widths: str = "block_out_channels"
     """Config entry with the widths a level; 2 ** (its length - 1) is the family's compression f."""
@@ -39,41 +39,45 @@ class BaseFamily:
     """Whether diffusers' gradient checkpointing is there for this class and computes the same function."""
     module: str = "diffusers"
 
-    def decode(self, base: Any, latent: Tensor) -> Tensor:
+    def decode(self, base: ModelMixin, latent: Tensor) -> Tensor:
         """Raw latent -> image [B, 3, H, W], nominally in [-1, 1], not clamped."""
         return base.decode(latent).sample
 
-    def latent_channels(self, config: Any) -> int:
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
         """C of an autoencoder with this config."""
-        return config.latent_channels
+        return config["latent_channels"]
 
-    def block_out_channels(self, config: Any) -> list[int]:
+    def block_out_channels(self, config: Mapping[str, Any]) -> list[int]:
         """Widths a level."""
         return list(config[self.widths])
 
-    def compression(self, config: Any) -> int:
+    def compression(self, config: Mapping[str, Any]) -> int:
         """f: pixels a side that a latent position stands for."""
         return 2 ** (len(config[self.widths]) - 1)
 
-    def replace_head(self, encoder: Any, make: Callable[[int], nn.Module]) -> None:
+    def replace_head(self, encoder: nn.Module, make: Callable[[int], nn.Module]) -> None:
         """Put `make(feature_channels)` in the place of the encoder's last convolution."""
         name = self.head(encoder)
-        encoder.set_submodule(name, make(encoder.get_submodule(name).in_channels))
+        encoder.set_submodule(name, make(convolution(encoder, name).in_channels))
         self._disable_shortcut("encoder", encoder)
 
-    def replace_stem(self, decoder: Any, make: Callable[[int], nn.Module]) -> None:
+    def replace_stem(self, decoder: nn.Module, make: Callable[[int], nn.Module]) -> None:
         """Put `make(feature_channels)` in the place of the decoder's first convolution."""
         name = self.stem(decoder)
-        decoder.set_submodule(name, make(decoder.get_submodule(name).out_channels))
+        decoder.set_submodule(name, make(convolution(decoder, name).out_channels))
         self._disable_shortcut("decoder", decoder)
 
-    def head_of(self, encoder: nn.Module) -> Any:
+    def head_of(self, encoder: nn.Module) -> nn.Module:
         """What stands in the place of the encoder's last convolution."""
         return encoder.get_submodule(self.head(encoder))
 
+    def stem_of(self, decoder: nn.Module) -> nn.Module:
+        """What stands in the place of the decoder's first convolution."""
+        return decoder.get_submodule(self.stem(decoder))
+
     def last_weight(self, decoder: nn.Module) -> nn.Parameter:
         """Weight of the decoder's last convolution."""
-        return decoder.get_submodule(self.tail(decoder)).weight
+        return weight_of(decoder, self.tail(decoder))
 
     def _disable_shortcut(self, part: str, module: nn.Module) -> None:
         for owner, attribute in self.shortcuts:
@@ -81,23 +85,44 @@ class BaseFamily:
                 setattr(module, attribute, False)
 
 
-def _mode(base: Any, image: Tensor) -> Tensor:
+def convolution(part: nn.Module, path: str) -> nn.Conv2d:
+    """The convolution at a path inside an encoder or decoder.
+
+    Raises:
+        TypeError: something else is there.
+    """
+    layer = part.get_submodule(path)
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(
+            f"{type(part).__name__} has no convolution at {path}; got a {type(layer).__name__}. Correct the entry of "
+            f"its autoencoder in davae.models.bases."
+        )
+    return layer
+
+
+def weight_of(part: nn.Module, path: str) -> nn.Parameter:
+    """Weight of the convolution at a path inside an encoder or decoder."""
+    # Not get_parameter, which refuses the stand-ins of torch.func.functional_call.
+    return cast(nn.Parameter, convolution(part, path).weight)
+
+
+def _mode(base: ModelMixin, image: Tensor) -> Tensor:
     return base.encode(image).latent_dist.mode()
 
 
-def _latents(base: Any, image: Tensor) -> Tensor:
+def _latents(base: ModelMixin, image: Tensor) -> Tensor:
     return base.encode(image).latents
 
 
-def _last_layer(part: Any) -> str:
-    return f"layers.{len(part.layers) - 1}"
+def _last_layer(part: nn.Module) -> str:
+    return f"layers.{len(list(part.get_submodule('layers').children())) - 1}"
 
 
-def _first_layer(part: Any) -> str:
+def _first_layer(part: nn.Module) -> str:
     return "layers.0"
 
 
-def _dc_tail(decoder: Any) -> str:
+def _dc_tail(decoder: nn.Module) -> str:
     # With a pixel-shuffle stem the last layer is an up block around its convolution.
     return "conv_out" if isinstance(decoder.conv_out, nn.Conv2d) else "conv_out.conv"
 
@@ -107,7 +132,7 @@ FAMILIES = {
     for family in (
         # SD, SDXL, SD3, FLUX.1, VA-VAE
         BaseFamily("AutoencoderKL", encode=_mode, has_posterior=True),
-        # FLUX.2: its statistics are those of a batch norm over packed latents, see `scaling`
+        # FLUX.2: its statistics are those of a batch norm over packed latents, see `declared_scaling`
         BaseFamily("AutoencoderKLFlux2", encode=_mode, has_posterior=True),
         # DC-AE, of SANA. diffusers 0.42 has no checkpointing for it.
         BaseFamily(
@@ -153,7 +178,7 @@ def family_of(class_name: str) -> BaseFamily:
     return FAMILIES[class_name]
 
 
-def build_base(class_name: str, config: dict[str, Any]) -> ModelMixin:
+def build_base(class_name: str, config: Mapping[str, Any]) -> ModelMixin:
     """An untrained base autoencoder from its class name and config."""
     family = family_of(class_name)
     return getattr(importlib.import_module(family.module), class_name).from_config(config)

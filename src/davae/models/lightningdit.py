@@ -5,16 +5,15 @@ H = W = `sample_size`, N tokens, D `hidden_size`.
 """
 
 from collections.abc import Collection
-from pathlib import Path
+from os import PathLike
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
+from davae.models.diffusers_model import DiffusersModel, register_to_config
 from davae.models.embeddings import rotary_tables, rotate, sincos_position_table, timestep_embedding
 
 
@@ -173,7 +172,7 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm_final(hidden_states, scale, shift))
 
 
-class LightningDiT(ModelMixin, ConfigMixin):
+class LightningDiT(DiffusersModel):
     """Velocity of rectified flow for a latent of fixed size, given a time and a class.
 
     Time is native: 0 is noise, 1 is data, and the velocity is data - noise. `davae.core.flow` owns the flip
@@ -231,7 +230,7 @@ class LightningDiT(ModelMixin, ConfigMixin):
         self._initialise()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any) -> Any:
         """As diffusers loads a model, except that weights of another function are refused, not logged.
 
         Raises:
@@ -239,7 +238,8 @@ class LightningDiT(ModelMixin, ConfigMixin):
                 of the model are missing.
         """
         with_report = kwargs.pop("output_loading_info", False)
-        model, found = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, found = loaded
         _check_loaded(pretrained_model_name_or_path, found["missing_keys"], found["unexpected_keys"])
         return (model, found) if with_report else model
 
@@ -305,15 +305,15 @@ class LightningDiT(ModelMixin, ConfigMixin):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
         # As a linear layer over the flattened patch.
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.get_parameter("mlp.0.weight"), std=0.02)
+        nn.init.normal_(self.t_embedder.get_parameter("mlp.2.weight"), std=0.02)
         for layer in [*self.blocks, self.final_layer]:
-            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+            nn.init.zeros_(layer.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
 
 
@@ -332,7 +332,7 @@ def qk_norm_conflict(in_model: bool) -> str:
     )
 
 
-def _check_loaded(source: Any, missing: Collection[str], unexpected: Collection[str]) -> None:
+def _check_loaded(source: str | PathLike[str] | None, missing: Collection[str], unexpected: Collection[str]) -> None:
     for keys, in_model in ((missing, True), (unexpected, False)):
         if "blocks.0.attn.q_norm.weight" in keys:  # of the first block: further ones may lack everything
             raise ValueError(f"The weights in {source} are of another model: {qk_norm_conflict(in_model)}")
@@ -358,7 +358,7 @@ def _check_sizes(sample_size: int, patch_size: int, hidden_size: int, num_attent
 
 
 # Constructor arguments of the published sizes; patch size and channels follow the latent.
-LIGHTNINGDIT_SIZES: Final[dict[str, dict[str, Any]]] = {
+LIGHTNINGDIT_SIZES: Final[dict[str, dict[str, int]]] = {
     "B": {"hidden_size": 768, "num_layers": 12, "num_attention_heads": 12},
     "L": {"hidden_size": 1024, "num_layers": 24, "num_attention_heads": 16},
     "XL": {"hidden_size": 1152, "num_layers": 28, "num_attention_heads": 16},

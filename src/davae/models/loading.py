@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 
 from davae.models.bases import FAMILIES
@@ -32,7 +34,8 @@ def load_autoencoder(path: str | Path) -> Any:
     """
     folder = autoencoder_folder(path)
     cls = _class_in(folder, path)
-    model, found = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    loaded: Any = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    model, found = loaded
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         raise ValueError(
@@ -40,6 +43,19 @@ def load_autoencoder(path: str | Path) -> Any:
             f"example {', '.join(missing[:3])}. Save or download it again."
         )
     return model.float().eval()
+
+
+def autoencoder_outline(path: str | Path) -> Any:
+    """A saved autoencoder without weights (on the meta device), from its config alone; nothing else is fetched.
+
+    Raises:
+        FileNotFoundError: there is no autoencoder.
+        ValueError: it is of no known class.
+    """
+    folder = _config_folder(path)
+    cls: Any = _class_in(folder, path)
+    with torch.device("meta"):
+        return cls.from_config(cls.load_config(folder)).eval()
 
 
 def autoencoder_folder(path: str | Path) -> Path:
@@ -53,12 +69,17 @@ def autoencoder_folder(path: str | Path) -> Path:
         FileNotFoundError: there is no autoencoder.
         ValueError: it is of no known class.
     """
-    is_name = _is_hub_name(path)
-    folder = _autoencoder_in(_fetch(str(path), (_CONFIG, f"vae/{_CONFIG}")) if is_name else Path(path), path)
+    folder = _config_folder(path)
     _class_in(folder, path)  # before its weights are fetched
-    if is_name:
+    if _is_hub_name(path):
         _fetch(str(path), [f"vae/{name}" if folder.name == "vae" else name for name in _WEIGHTS])
     return folder
+
+
+def _config_folder(path: str | Path) -> Path:
+    """Folder of an autoencoder's config; of one on the hub, the config is fetched."""
+    fetched = _fetch(str(path), (_CONFIG, f"vae/{_CONFIG}")) if _is_hub_name(path) else Path(path)
+    return _autoencoder_in(fetched, path)
 
 
 def pipeline_folder(source: str | Path, parts: Sequence[str] = ()) -> Path:
@@ -73,8 +94,8 @@ def pipeline_folder(source: str | Path, parts: Sequence[str] = ()) -> Path:
     """
     if not _is_hub_name(source):
         return Path(source)
-    wanted = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", "*.model", "*.safetensors")]
-    return _fetch(str(source), ["model_index.json", *wanted], "pipeline")
+    patterns = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", "*.model", "*.safetensors")]
+    return _fetch(str(source), ["model_index.json", *patterns], "pipeline")
 
 
 def _is_hub_name(path: str | Path) -> bool:
@@ -82,17 +103,17 @@ def _is_hub_name(path: str | Path) -> bool:
     return bool(_HUB_NAME.fullmatch(str(path))) and not Path(path).exists() and not Path(path).parent.exists()
 
 
-def _autoencoder_in(folder: Path, asked: str | Path) -> Path:
+def _autoencoder_in(folder: Path, requested: str | Path) -> Path:
     """The folder itself or its vae/, whichever has the config."""
     inside = folder / "vae" if (folder / "vae").is_dir() else folder
     if (inside / _CONFIG).is_file():
         return inside
     got = f"no {_CONFIG}" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
-    runs = [f"{asked}/{name}" for name in ("tokenizer", "pipeline") if (folder / name).is_dir()]
+    runs = [f"{requested}/{name}" for name in ("tokenizer", "pipeline") if (folder / name).is_dir()]
     hint = f"Perhaps you mean {' or '.join(runs)}." if runs else "Correct the path."
     raise FileNotFoundError(
-        f"There is no autoencoder in {asked}: got {got}, allowed are the folder of a saved autoencoder or pipeline, "
-        f"and org/name on the hub. {hint}"
+        f"There is no autoencoder in {requested}: got {got}, allowed are the folder of a saved autoencoder or "
+        f"pipeline, and org/name on the hub. {hint}"
     )
 
 
@@ -107,7 +128,7 @@ def _fetch(name: str, patterns: Sequence[str], what: str = "autoencoder") -> Pat
         ) from error
 
 
-def _class_in(folder: Path, path: str | Path) -> Any:
+def _class_in(folder: Path, path: str | Path) -> type[ModelMixin]:
     class_name = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("_class_name")
     known = {STRUCTURED: "davae", **{name: family.module for name, family in FAMILIES.items()}}
     if class_name not in known:

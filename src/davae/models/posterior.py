@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 LOGVAR_RANGE = (-30.0, 20.0)

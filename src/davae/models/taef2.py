@@ -4,10 +4,11 @@ diffusers 0.42 cannot hold it: at the lowest resolution its blocks carry one mor
 map through a group norm.
 """
 
-from diffusers import AutoencoderTiny
-from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
+
+from davae.models.diffusers_model import register_to_config
 
 
 class PooledTinyBlock(AutoencoderTinyBlock):

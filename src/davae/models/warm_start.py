@@ -7,31 +7,36 @@ start is the base autoencoder at full resolution itself.
 """
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from davae.models.bases import convolution
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
+
+if TYPE_CHECKING:
+    from davae.models.autoencoder import AutoencoderDA
 
 QUIET_LOGVAR = -6.0
 """Log-variance at the start: a posterior that adds little noise (standard deviation 0.05)."""
 
 
 @torch.no_grad()
-def warm_start(model: Any) -> None:
+def warm_start(model: "AutoencoderDA") -> None:
     """Set the weights of an `AutoencoderDA`'s two new blocks in place, from those of its `base_vae`.
 
     Raises:
         ValueError: the model's decoder takes its latent in another order or other units than the base, the base has
             convolutions between its latent and its head or stem, or D is not a multiple of s^2.
     """
-    if model.config.decoder_order != "base_first" or model.config.base_units != "raw":
+    config, family, base_vae = model.config, model.family, model.base_vae
+    if config.decoder_order != "base_first" or config.base_units != "raw":
         raise ValueError(
             f"A warm start needs a decoder that takes the raw base first; got decoder_order "
-            f"{model.config.decoder_order!r} and base_units {model.config.base_units!r}. Use the defaults."
+            f"{config.decoder_order!r} and base_units {config.base_units!r}. Use the defaults."
         )
-    family, base_vae, area = model.family, model.base_vae, model.config.scale**2
+    area = config.scale**2
     quant = any(base_vae.config.get(name) for name in ("use_quant_conv", "use_post_quant_conv"))
     if quant or family.shortcuts:
         raise ValueError(
@@ -41,15 +46,14 @@ def warm_start(model: Any) -> None:
     if model.layout.detail_channels % area:
         raise ValueError(
             f"A warm start writes whole channels of the base's latent, {area} detail channels each at scale "
-            f"{model.config.scale}; got {model.layout.detail_channels}. Take a multiple of {area}, or start without."
+            f"{config.scale}; got {model.layout.detail_channels}. Take a multiple of {area}, or start without."
         )
-    _set_blocks(
-        family.head_of(model.encoder),
-        model.decoder.get_submodule(family.stem(model.decoder)),
-        family.head_of(base_vae.encoder),
-        base_vae.decoder.get_submodule(family.stem(base_vae.decoder)),
-        model.layout.base_channels,
-    )
+    down, up = family.head_of(model.encoder), family.stem_of(model.decoder)
+    assert isinstance(down, DetailDownBlock)
+    assert isinstance(up, DetailUpBlock)
+    head = convolution(base_vae.encoder, family.head(base_vae.encoder))
+    stem = convolution(base_vae.decoder, family.stem(base_vae.decoder))
+    _set_blocks(down, up, head, stem, model.layout.base_channels)
 
 
 def _set_blocks(
@@ -58,16 +62,17 @@ def _set_blocks(
     area = down.factor**2
     rows = down.conv.out_channels // 2  # channels whose phases are means; the other half makes log-variances
     written = [row * base_channels // rows for row in range(rows)] if rows < base_channels else range(base_channels)
-    for weight in (down.conv.weight, down.conv.bias):
-        weight.zero_()
+    weight, bias = down.conv.weight, down.conv.get_parameter("bias")
+    weight.zero_()
+    bias.zero_()
     for row, channel in enumerate(written):
-        down.conv.weight[row] = head.weight[channel]
-        down.conv.bias[row] = head.bias[channel]
-    down.conv.bias[rows:] = QUIET_LOGVAR
+        weight[row] = head.weight[channel]
+        bias[row] = head.get_parameter("bias")[channel]
+    bias[rows:] = QUIET_LOGVAR
 
     place = {channel: base_channels + area * row for row, channel in enumerate(written)}
     up.conv.weight.copy_(_read_phases(stem.weight, place, up))
-    up.conv.bias.copy_(stem.bias.repeat_interleave(area))
+    up.conv.get_parameter("bias").copy_(stem.get_parameter("bias").repeat_interleave(area))
 
 
 def _read_phases(stem: Tensor, place: dict[int, int], up: DetailUpBlock) -> Tensor:

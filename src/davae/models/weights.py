@@ -4,7 +4,7 @@ A file is looked for in davae's cache folder, then in torch.hub's; it is downloa
 that, under another name until its checksum is verified. Nothing that was there before is replaced or deleted.
 """
 
-import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
-from davae.core.folders import cache_folder
+from davae.core.files import cache_folder, file_sha256, replacing, sweep
 
 _BLOCK: Final = 1 << 20
 _TIMEOUT: Final = 60  # seconds without a byte
@@ -60,12 +60,12 @@ PUBLIC_FILES: Final = (VGG16, LPIPS_LINEAR)
 
 
 def load_weights(
-    wanted: Mapping[PublicFile, Path | None], allow_download: bool = False, say: Callable[[str], None] | None = None
+    places: Mapping[PublicFile, Path | None], allow_download: bool = False, say: Callable[[str], None] | None = None
 ) -> list[dict[str, Tensor]]:
-    """The tensors of public files, or of somebody's own conversions of them, in the order of `wanted`.
+    """The tensors of public files, or of somebody's own conversions of them, in the order of `places`.
 
     Args:
-        wanted: where each file is. None looks for it in the caches. A `.pth` has to be the public file, by its
+        places: where each file is. None looks for it in the caches. A `.pth` has to be the public file, by its
             checksum; a `.safetensors` is taken as it is, and the model has to account for its keys and shapes.
         allow_download: whether files that no cache has may be fetched from their addresses.
         say: is told of a download before it starts.
@@ -75,12 +75,12 @@ def load_weights(
         ValueError: a file, or what was downloaded, is something else.
         ConnectionError: a download failed.
     """
-    paths = {file: find(file) if path is None else path for file, path in wanted.items()}
+    paths = {file: find(file) if path is None else path for file, path in places.items()}
     absent = [file for file, path in paths.items() if path is None]
     if absent and not allow_download:
-        places = " or ".join(str(folder) for folder in _folders())
+        folders = " or ".join(str(folder) for folder in _folders())
         titles = " and ".join(f"{file.title} ({file.name})" for file in absent)
-        raise FileNotFoundError(f"Cannot load {titles}: not in {places}. {_by_hand(absent)}")
+        raise FileNotFoundError(f"Cannot load {titles}: not in {folders}. {_by_hand(absent)}")
     for number, file in enumerate(absent):
         try:
             paths[file] = fetch(file, say)
@@ -103,7 +103,8 @@ def fetch(file: PublicFile, say: Callable[[str], None] | None = None) -> Path:
     """
     target = cache_folder() / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # of several processes one fetches, the others find it done
+    sweep(target.parent)
+    with FileLock(f"{target}.lock"):  # of several processes the first fetches, the others find it done
         if not target.is_file():
             _download(file, target, say)
     return target
@@ -115,12 +116,13 @@ def verify(file: PublicFile, path: Path) -> None:
     Raises:
         ValueError: with both checksums; the file stays where it is.
     """
-    with path.open("rb") as stream:
-        got = hashlib.file_digest(stream, "sha256").hexdigest()
-    if got != file.sha256:
-        other = next((f" It is the file of the {known.title}." for known in PUBLIC_FILES if known.sha256 == got), "")
+    digest = file_sha256(path)
+    if digest != file.sha256:
+        known = next(
+            (f" It is the file of the {other.title}." for other in PUBLIC_FILES if other.sha256 == digest), ""
+        )
         raise ValueError(
-            f"{path} is not the file of the {file.title}: {_difference(file, got, path.stat().st_size)}.{other} "
+            f"{path} is not the file of the {file.title}: {_difference(file, digest, path.stat().st_size)}.{known} "
             f"Give the right one, or move this one away and fetch {file.url}."
         )
 
@@ -145,24 +147,19 @@ def _read(file: PublicFile, path: Path) -> dict[str, Tensor]:
 def _download(file: PublicFile, target: Path, say: Callable[[str], None] | None) -> None:
     if say is not None:
         say(f"fetching {file.title}, {file.size / 1e6:,.2f} MB, from {file.url} to {target}")
-    temporary = target.with_name(f".{target.name}.part")
-    digest, size = hashlib.sha256(), 0
+    request = Request(file.url, headers={"User-Agent": "davae"})
     try:
-        request = Request(file.url, headers={"User-Agent": "davae"})
-        with urlopen(request, timeout=_TIMEOUT) as response, temporary.open("wb") as stream:
-            while block := response.read(_BLOCK):
-                digest.update(block)
-                size += stream.write(block)
-        if digest.hexdigest() != file.sha256:
-            raise ValueError(
-                f"What came from {file.url} is not the file of the {file.title}: "
-                f"{_difference(file, digest.hexdigest(), size)}. Try again; it was not kept."
-            )
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            with urlopen(request, timeout=_TIMEOUT) as response, temporary.open("wb") as stream:
+                shutil.copyfileobj(response, stream, _BLOCK)
+            digest = file_sha256(temporary)
+            if digest != file.sha256:
+                raise ValueError(
+                    f"What came from {file.url} is not the file of the {file.title}: "
+                    f"{_difference(file, digest, temporary.stat().st_size)}. Try again; it was not kept."
+                )
     except (OSError, HTTPException) as error:
         raise ConnectionError(f"Cannot fetch {file.url} to {target}: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _folders() -> tuple[Path, Path]:

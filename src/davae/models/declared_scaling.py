@@ -5,12 +5,12 @@ Three conventions of diffusers are read here and nowhere else: per-channel `late
 norm over latents packed 2x2, which has its own statistics for each of the four positions.
 """
 
-from typing import Any
+from diffusers.models.modeling_utils import ModelMixin
 
 from davae.core.scaling import LatentScaling
 
 
-def scaling_of(autoencoder: Any) -> LatentScaling:
+def scaling_of(autoencoder: ModelMixin) -> LatentScaling:
     """The convention that an autoencoder declares, for the latent that `encode` emits.
 
     Raises:
@@ -18,10 +18,10 @@ def scaling_of(autoencoder: Any) -> LatentScaling:
     """
     config = autoencoder.config
     if config.get("batch_norm_eps") is not None:
-        norm = autoencoder.bn
-        scale = (norm.running_var.double() + config.batch_norm_eps).rsqrt()
-        return LatentScaling(tuple(norm.running_mean.tolist()), tuple(scale.tolist()), patch=2)
-    channels = config.latent_channels
+        mean, variance = (autoencoder.get_buffer(f"bn.running_{moment}") for moment in ("mean", "var"))
+        scale = (variance.double() + config["batch_norm_eps"]).rsqrt()
+        return LatentScaling(tuple(mean.tolist()), tuple(scale.tolist()), patch=2)
+    channels = config["latent_channels"]
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return LatentScaling(tuple(map(float, mean)), tuple(1 / float(value) for value in std))

@@ -1,7 +1,7 @@
 """DiT, SiT and REPA checkpoints -> diffusers' `DiTTransformer2DModel`. One network, three ways to use it.
 
 DiT (Peebles and Xie 2023) predicts noise, SiT (Ma et al. 2024) and REPA (Yu et al. 2025) a velocity, in opposite
-times. Weights do not show which, so that the kind has to be told; the converted folder's `conversion.json` says it.
+times. Weights do not show which, so that the caller names the kind; the converted folder's `conversion.json` says it.
 diffusers keeps a copy of the embedders of time and label in every block.
 
 One constant of diffusers' class is not DiT's: frequency k of the time embedding is 10000^(-k / 127) instead of
@@ -12,13 +12,12 @@ steps up to 999 nothing can; the weights stay as they are, which is what the hub
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, ConversionReport, fit, sort_keys
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, sort_keys
 from davae.convert.transformer import (
     DRIFT,
     EQUAL,
@@ -132,14 +131,14 @@ def respaced(weight: Tensor) -> Tensor:
     nearest 8 of diffusers' (Lagrange). The embeddings agree to rounding.
     """
     half = weight.shape[1] // 2
-    wanted = torch.arange(half, dtype=torch.float64) * (half - 1) / half  # DiT's k in units of diffusers'
-    first = (wanted.long() - STENCIL // 2 + 1).clamp(0, half - STENCIL)
+    targets = torch.arange(half, dtype=torch.float64) * (half - 1) / half  # DiT's k in units of diffusers'
+    first = (targets.long() - STENCIL // 2 + 1).clamp(0, half - STENCIL)
     nodes = first[:, None] + torch.arange(STENCIL)  # [half, STENCIL]
     matrix = torch.zeros(half, half, dtype=torch.float64)
-    for one in range(STENCIL):
-        others = torch.cat([nodes[:, :one], nodes[:, one + 1 :]], dim=1)
-        node = nodes[:, one : one + 1]
-        factor = ((wanted[:, None] - others) / (node - others)).prod(dim=1, keepdim=True)
+    for index in range(STENCIL):
+        others = torch.cat([nodes[:, :index], nodes[:, index + 1 :]], dim=1)
+        node = nodes[:, index : index + 1]
+        factor = ((targets[:, None] - others) / (node - others)).prod(dim=1, keepdim=True)
         matrix.scatter_(1, node, factor)
     cosines, sines = weight.double().chunk(2, dim=1)
     return torch.cat([cosines @ matrix, sines @ matrix], dim=1).to(weight.dtype)
@@ -173,8 +172,8 @@ def _spread(place: str, weight: Tensor, num_layers: int) -> list[tuple[str, Tens
     return [(place, weight)]
 
 
-def _config(sizes: Sizes, told: int | None) -> dict[str, Any]:
-    heads = told or HEADS.get((sizes.hidden_size, sizes.num_layers))
+def _config(sizes: Sizes, num_attention_heads: int | None) -> Arguments:
+    heads = num_attention_heads or HEADS.get((sizes.hidden_size, sizes.num_layers))
     if heads is None:
         raise ConversionError(
             f"Weights do not show the number of heads, and {sizes.num_layers} layers of width {sizes.hidden_size} "
@@ -217,7 +216,7 @@ def _check_positions(by_name: Mapping[str, Tensor], sizes: Sizes) -> str:
     return f"position table, which the model computes; {away}"
 
 
-def _notes(kind: str, sizes: Sizes, config: Mapping[str, Any]) -> list[str]:
+def _notes(kind: str, sizes: Sizes, config: Arguments) -> list[str]:
     time = (
         "diffusers' frequencies are k / 127, DiT's k / 128: outputs differ from DiT's own as those of every DiT in "
         "diffusers do, the hub's included; for DiT's own set block.norm1.emb.time_proj.downscale_freq_shift = 0 for "

@@ -1,15 +1,15 @@
 """Checkpoints as trainings write them: current weights, their running average, and the state of the training."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, some
-from davae.convert.source import Source, read_content
+from davae.convert.keys import ConversionError
+from davae.convert.unpickle import Content, Source, read_content, source_of
 
 CHOICES = ("ema", "model")
 """Weights to choose from: the running average, which samples are drawn with, and the current ones."""
@@ -29,20 +29,21 @@ def read_weights(path: Path, choice: str | None = None) -> tuple[Source, tuple[s
     """
     with torch.serialization.safe_globals([Namespace]):  # attributes and nothing else: it runs no code of the file
         content = read_content(path)
-    sets = [name for name in SETS if _has_tensors(content.get(name))]
+    entries = {name: content.get(name) for name in SETS}
+    sets = {name: entry for name, entry in entries.items() if _has_tensors(entry)}
     _check_choice(path, sets, choice)
-    taken = choice or (sets[0] if sets else None)
+    taken = choice or next(iter(sets), None)
     if taken is None:
-        return _source(path, content, {}), ()
+        return source_of(path, content), ()
     dropped = {str(name): _reason(name, sets, taken) for name in content if name != taken}
-    return _source(path, content[taken], dropped), _notes(taken, choice)
+    return source_of(path, sets[taken], dropped), _notes(taken, choice)
 
 
-def _has_tensors(entry: Any) -> bool:
+def _has_tensors(entry: object) -> TypeGuard[Content]:
     return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
 
 
-def _check_choice(path: Path, sets: list[str], choice: str | None) -> None:
+def _check_choice(path: Path, sets: Collection[str], choice: str | None) -> None:
     if choice is None or choice in sets:
         return
     if choice not in CHOICES:
@@ -53,7 +54,7 @@ def _check_choice(path: Path, sets: list[str], choice: str | None) -> None:
     )
 
 
-def _reason(name: Any, sets: list[str], taken: str) -> str:
+def _reason(name: object, sets: Collection[str], taken: str) -> str:
     return f"other weights of the training, '{taken}' was taken" if name in sets else "state of a training"
 
 
@@ -64,11 +65,3 @@ def _notes(taken: str, choice: str | None) -> tuple[str, ...]:
         why = "" if choice else "; the file has no running average ('ema')"
         return (f"weights: 'model', as the training left them{why}",)
     return ()
-
-
-def _source(path: Path, content: Mapping[Any, Any], dropped: Mapping[str, str]) -> Source:
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not tensors:
-        raise ConversionError(f"{path} has no weights; its entries: {some([str(key) for key in content]) or 'none'}.")
-    strangers = {str(key): "not a tensor" for key in content if key not in tensors}
-    return Source(path, tensors, {**dropped, **strangers})

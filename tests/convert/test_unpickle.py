@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from davae.convert.keys import ConversionError
-from davae.convert.source import read_source, read_statistics
+from davae.convert.unpickle import read_source, read_statistics
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -32,10 +32,10 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_nothing(tmp_path: P
     torch.save({**WEIGHTS, "x": Evil(mark)}, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(
         ConversionError, match=r"Refused .*vae\.pt: reading this pickle would run posix\.system"
-    ) as told:
+    ) as error:
         read_source(path)
-    assert "safetensors" in str(told.value)
-    assert "state dict" in str(told.value)
+    assert "safetensors" in str(error.value)
+    assert "state dict" in str(error.value)
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # it was a real one

@@ -1,6 +1,5 @@
 """Files in: tensors of a checkpoint, latent statistics. Nothing that a pickle asks for is ever executed."""
 
-import hashlib
 import json
 import pickle
 import re
@@ -16,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from davae.convert.keys import ConversionError, some
+from davae.core.files import file_sha256
 
+Content = Mapping[Any, object]
+"""Of a file: its entries by their keys."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 SAFE = ".safetensors"
 _DAMAGE = (
@@ -49,8 +51,7 @@ class Source:
 
     def fingerprint(self) -> dict[str, str]:
         """Name and SHA-256 of the file, as model hubs list it."""
-        with self.path.open("rb") as file:
-            return {"file": self.path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"file": self.path.name, "sha256": file_sha256(self.path)}
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,28 @@ def read_source(path: Path) -> Source:
         ConversionError: the file is missing, damaged, of another format, or a pickle that is more than tensors.
     """
     content = read_content(path)
-    dropped: dict[str, str] = {}
-    if isinstance(content.get("state_dict"), Mapping):
-        dropped = {str(key): "state of a training" for key in content if key != "state_dict"}
-        content = content["state_dict"]
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping):
+        return source_of(path, content)
+    return source_of(path, state, {str(key): "state of a training" for key in content if key != "state_dict"})
+
+
+def source_of(path: Path, content: Content, dropped: Mapping[str, str] | None = None) -> Source:
+    """The tensors among these entries of a file.
+
+    Args:
+        path: of the file.
+        content: entries that may be weights.
+        dropped: other entries of the file, with the reason.
+
+    Raises:
+        ConversionError: there is no tensor.
+    """
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    dropped |= {str(key): "not a tensor" for key in content if key not in tensors}
     if not tensors:
         raise ConversionError(f"{path} has no weights; its entries: {some([str(key) for key in content]) or 'none'}.")
-    return Source(path, tensors, dropped)
+    others = {str(key): "not a tensor" for key in content if key not in tensors}
+    return Source(path, tensors, {**(dropped or {}), **others})
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -101,7 +115,7 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(mean, std)
 
 
-def _channels(path: Path, name: str, values: Any) -> tuple[float, ...]:
+def _channels(path: Path, name: str, values: object) -> tuple[float, ...]:
     try:
         tensor = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -113,7 +127,7 @@ def _channels(path: Path, name: str, values: Any) -> tuple[float, ...]:
     return tuple(tensor.flatten().tolist())
 
 
-def read_content(path: Path) -> Mapping[Any, Any]:
+def read_content(path: Path) -> Content:
     """What a file holds, tensors and plain values: safetensors, or a pickle that is allowed to build nothing else."""
     if not path.is_file():
         raise ConversionError(f"There is no file {path}.")
@@ -127,7 +141,7 @@ def read_content(path: Path) -> Mapping[Any, Any]:
     return _read_pickle(path)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> object:
     if not path.is_file():
         raise ConversionError(f"There is no file {path}.")
     try:
@@ -136,14 +150,14 @@ def _read_json(path: Path) -> Any:
         raise ConversionError(f"{path} is no JSON: {error}.") from None
 
 
-def _read_pickle(path: Path) -> Mapping[Any, Any]:
+def _read_pickle(path: Path) -> Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if wanted is not None:
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is not None:
             raise ConversionError(
-                f"Refused {path}: reading this pickle would run {wanted[1]}, and a pickle can run anything. "
+                f"Refused {path}: reading this pickle would run {refused[1]}, and a pickle can run anything. "
                 f"Get the weights as safetensors, or ask for a clean state dict: a plain dict of tensors."
             ) from None
         raise ConversionError(

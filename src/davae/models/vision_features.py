@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -21,14 +22,16 @@ class FoundationFamily:
 
     class_name: str
     """The transformers class without a head; its `last_hidden_state` is after the final norm."""
-    tokens: Callable[[Any, Tensor], Tensor]
+    tokens: Callable[[PreTrainedModel, Tensor], Tensor]
     """(model, pixels [B, 3, S, S]) -> [B, 1 + (S / patch)^2, K], class token first, then row by row."""
 
 
-def _mae_tokens(model: Any, pixels: Tensor) -> Tensor:
+def _mae_tokens(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     # MAE sorts its patches by random noise and keeps a quarter. Rising noise keeps the order, a ratio of 0 all.
     model.config.mask_ratio = 0.0
-    count = model.embeddings.position_embeddings.shape[1] - 1
+    positions = model.get_submodule("embeddings").position_embeddings
+    assert isinstance(positions, Tensor)
+    count = positions.shape[1] - 1
     noise = torch.arange(count, dtype=torch.float32, device=pixels.device).expand(len(pixels), count)
     return model(pixels, noise=noise, interpolate_pos_encoding=True).last_hidden_state
 
@@ -57,14 +60,14 @@ class FoundationFeatures(nn.Module):
         ValueError: the model is of an unknown family.
     """
 
-    def __init__(self, model: Any, grid: int, normalise: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, grid: int, normalise: bool = False) -> None:
         super().__init__()
         self.family = _family_of(model.config.model_type)
         self.model, self.grid, self.normalise = model, grid, normalise
         self.channels: int = model.config.hidden_size
         self._side = grid * model.config.patch_size
-        embeddings = model.embeddings
-        embeddings.position_embeddings = nn.Parameter(_resample(embeddings.position_embeddings.detach(), grid))
+        positions = model.get_parameter("embeddings.position_embeddings").detach()
+        model.get_submodule("embeddings").position_embeddings = nn.Parameter(_resample(positions, grid))
         self.requires_grad_(False)
         self.eval()
 
@@ -120,7 +123,7 @@ def _family_of(model_type: str | None) -> FoundationFamily:
     if model_type not in FAMILIES:
         raise ValueError(
             f"Cannot take features of a foundation model of type {model_type!r}; "
-            f"known: {', '.join(sorted(FAMILIES))}. Take one of these, or add an entry to davae.models.foundation."
+            f"known: {', '.join(sorted(FAMILIES))}. Take one of these, or extend davae.models.vision_features."
         )
     return FAMILIES[model_type]
 

@@ -10,10 +10,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from conftest import assert_close
+from davae.convert.from_ldm import convert_ldm, recognises, rename
 from davae.convert.keys import ConversionError
-from davae.convert.ldm import convert_ldm, recognises, rename
-from davae.convert.source import Statistics
-from davae.models.scaling import scaling_of
+from davae.convert.unpickle import Statistics
+from davae.models.declared_scaling import scaling_of
 
 State = dict[str, Tensor]
 
@@ -212,9 +212,9 @@ def test_missing_unexpected_and_misshapen_keys_are_named(vavae: State) -> None:
     for number in range(6):
         vavae[f"quantize.{number}.weight"] = torch.zeros(1)
     vavae["decoder.conv_in.weight"] = torch.zeros(32, 7, 3, 3)
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_ldm(vavae)
-    text = str(told.value)
+    text = str(error.value)
     assert "1 missing (encoder.mid_block.resnets.1.norm1.bias)" in text
     assert (
         "6 unexpected (quantize.0.weight, quantize.1.weight, quantize.2.weight, quantize.3.weight and 2 more)" in text

@@ -7,7 +7,7 @@ import torch
 
 from conftest import assert_close
 from davae import AutoencoderDA
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
 from models.families import BASES, CHANNELS, calibrated, flux2, images, sd, sd3, vavae
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 import davae
 from conftest import assert_close
-from davae.convert.folder import convert, detect
+from davae.backbones.pair import Pair
+from davae.convert.dispatch import convert, detect
+from davae.convert.from_lightningdit import check_qk_norm, convert_lightningdit, recognises
 from davae.convert.keys import ConversionError
-from davae.convert.lightningdit import check_qk_norm, convert_lightningdit, recognises
-from davae.convert.training import read_weights
+from davae.convert.training_state import read_weights
 from davae.core.flow import sigma_shift
+from davae.models.declared_scaling import scaling_of
 from davae.models.embeddings import rotary_tables, sincos_position_table
-from davae.models.scaling import scaling_of
-from davae.stages.convert import work
-from davae.stages.pairs import Pair
+from davae.tools.convert import convert_checkpoint
 
 State = dict[str, Tensor]
 CASES = {
@@ -209,9 +209,9 @@ def test_missing_unexpected_and_misshapen_keys_are_named(state: State) -> None:
     state["final_layer.linear.bias"] = torch.zeros(7)
     state["blocks.0.attn.relative.weight"] = torch.zeros(1)
     state["module.x_embedder.proj.bias"] = state["x_embedder.proj.bias"]
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_lightningdit(state)
-    text = str(told.value)
+    text = str(error.value)
     assert "1 missing (blocks.1.attn.proj.bias)" in text
     assert "1 unexpected (blocks.0.attn.relative.weight)" in text
     assert "1 claimed twice (x_embedder.proj.bias)" in text
@@ -327,15 +327,15 @@ def test_a_pair_is_what_a_recipe_takes(
     tmp_path: Path, golden: Callable[[str], State], state: State, vae: AutoencoderKL
 ) -> None:
     vae.save_pretrained(tmp_path / "vae")
-    said: list[str] = []
+    messages: list[str] = []
     statistics = statistics_file(tmp_path / "latents_stats.pt")
     checkpoint = saved(tmp_path / "xl.pt", {"ema": state})
-    work([checkpoint], tmp_path / "pair", said.append, vae=tmp_path / "vae", statistics=statistics)
+    convert_checkpoint([checkpoint], tmp_path / "pair", messages.append, vae=tmp_path / "vae", statistics=statistics)
     note = (
         "pair with AutoencoderKL of vae; latent scaling: latents_mean and latents_std of 8 channels; time shift 0.3"
     )
-    assert note in said[0]
-    assert "davae.LightningDiTPipeline.from_pretrained" in said[1]
+    assert note in messages[0]
+    assert "davae.LightningDiTPipeline.from_pretrained" in messages[1]
     pair = Pair(tmp_path / "pair").load()
     assert pair.vae.config.latents_mean == [0.5] * 8
     assert scaling_of(pair.vae).scale == (0.5,) * 8
@@ -364,7 +364,9 @@ def test_statistics_that_an_autoencoder_declares_are_never_replaced(
 
     def pair(name: str, statistics: Path | None, **options: Any) -> davae.LightningDiTPipeline:
         folder = tmp_path / name
-        work([checkpoint], folder, lambda _: None, vae=tmp_path / "vae", statistics=statistics, **options)
+        convert_checkpoint(
+            [checkpoint], folder, lambda _: None, vae=tmp_path / "vae", statistics=statistics, **options
+        )
         return Pair(folder).load()
 
     assert pair("same", same).vae.config.latents_mean == [0.5] * 8
@@ -393,7 +395,7 @@ def test_halves_that_make_no_pair_are_explained(tmp_path: Path, state: State, va
     ]
     for options, expected in cases:
         with pytest.raises((ValueError, FileNotFoundError), match=expected):
-            work([checkpoint], tmp_path / "pair", lambda _: None, **options)
+            convert_checkpoint([checkpoint], tmp_path / "pair", lambda _: None, **options)
         assert not (tmp_path / "pair").exists()
 
 
@@ -402,7 +404,7 @@ def test_the_autoencoder_of_a_pair_may_be_a_checkpoint(tmp_path: Path, vavae: St
     transformer = saved(tmp_path / "xl.pt", {"ema": model.state_dict()})
     statistics = statistics_file(tmp_path / "stats.pt", channels=4)
     autoencoder = saved(tmp_path / "vavae.pt", {"state_dict": vavae})
-    work([transformer], tmp_path / "pair", lambda _: None, vae=autoencoder, statistics=statistics)
+    convert_checkpoint([transformer], tmp_path / "pair", lambda _: None, vae=autoencoder, statistics=statistics)
     pair = Pair(tmp_path / "pair").load()
     assert pair.image_size == 8
     assert torch.equal(pair.vae.quant_conv.weight, vavae["quant_conv.weight"])

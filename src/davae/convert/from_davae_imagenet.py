@@ -8,19 +8,19 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, ConversionReport, fit, shape_of, some, sort_keys
+from davae.convert.from_ldm import as_linear, rename
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, shape_of, some, sort_keys
 from davae.convert.kl import scaling_note
-from davae.convert.ldm import as_linear, rename
-from davae.convert.source import Statistics
 from davae.convert.structured import build, calibrate, geometry
+from davae.convert.unpickle import Statistics
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.inherit import constructor_arguments
 
 KIND = "davae-imagenet"
-CONVENTIONS = {"clamp_base_image": False, "base_units": "raw", "decoder_order": "base_first"}
+CONVENTIONS: Arguments = {"clamp_base_image": False, "base_units": "raw", "decoder_order": "base_first"}
 EXTRAS = {
     "da.encoder.conv_out.": "bypassed by the detail down block",
     "da.decoder.conv_in.": "bypassed by the detail up block",
@@ -66,11 +66,11 @@ def convert_davae_imagenet(
     scale, detail_channels = geometry(down, up, base_config)
 
     placed, dropped = sort_keys(canonical, EXTRAS, PLACES)
-    names = {key: rename(name, levels=len(base.config.block_out_channels)) for key, name in placed.items()}
+    names = {key: rename(name, levels=len(base.config["block_out_channels"])) for key, name in placed.items()}
     tensors = {key: as_linear(name, state[key]) for key, name in names.items()}
     note = _add_base(base, tensors, names, by_name["da.da_up.conv.weight"].dtype)
 
-    of_base, of_detail = _split(statistics, base.config.latent_channels, detail_channels)
+    of_base, of_detail = _split(statistics, base.config["latent_channels"], detail_channels)
     if of_base is not None:
         base_config |= {"latents_mean": list(of_base.mean), "latents_std": list(of_base.std)}
     model = build(base_config, scale, detail_channels, CONVENTIONS)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from davae.convert.keys import ConversionReport, fit, shape_of, sort_keys
+from davae.convert.keys import Arguments, ConversionReport, fit, shape_of, sort_keys
 from davae.convert.kl import NORM_GROUPS, kl_config, scaling_note
-from davae.convert.source import Statistics
 from davae.convert.structured import build, calibrate, geometry
+from davae.convert.unpickle import Statistics
 from davae.models.autoencoder import AutoencoderDA
 
 KIND = "davae-sd3"
-CONVENTIONS = {"clamp_base_image": True, "base_units": "scaled", "decoder_order": "detail_first"}
+CONVENTIONS: Arguments = {"clamp_base_image": True, "base_units": "scaled", "decoder_order": "detail_first"}
 SCALING = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 """SD3's own; constants of the branch."""
 EXTRAS = {

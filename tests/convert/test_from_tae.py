@@ -8,8 +8,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from davae import AutoencoderTAEF2
+from davae.convert.from_tae import convert_tae, recognises
 from davae.convert.keys import ConversionError
-from davae.convert.tiny import convert_tae, recognises
 
 State = dict[str, Tensor]
 
@@ -124,11 +124,11 @@ def test_missing_unexpected_and_misshapen_keys_are_named() -> None:
     del decoder["3.conv.0.bias"]
     encoder["1.skip.weight"] = torch.zeros(8, 8, 1, 1)
     encoder["4.conv.2.weight"] = torch.zeros(8, 9, 3, 3)
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_tae(encoder, decoder)
-    assert "1 missing (decoder.layers.2.conv.0.bias)" in str(told.value)
-    assert "1 unexpected (encoder:1.skip.weight)" in str(told.value)
-    assert "1 misshapen (encoder:4.conv.2.weight [8, 9, 3, 3], expected [8, 8, 3, 3])" in str(told.value)
+    assert "1 missing (decoder.layers.2.conv.0.bias)" in str(error.value)
+    assert "1 unexpected (encoder:1.skip.weight)" in str(error.value)
+    assert "1 misshapen (encoder:4.conv.2.weight [8, 9, 3, 3], expected [8, 8, 3, 3])" in str(error.value)
 
 
 def test_a_branch_at_one_half_alone_is_no_known_model() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import davae
 from conftest import assert_close
-from davae.convert.folder import KINDS, convert, detect
+from davae.convert.dispatch import KINDS, convert, detect
+from davae.convert.from_ldm import convert_ldm
 from davae.convert.keys import ConversionError
-from davae.convert.ldm import convert_ldm
-from davae.convert.source import read_source
-from davae.stages.convert import work
+from davae.convert.unpickle import read_source
+from davae.tools.convert import convert_checkpoint
 
 State = dict[str, Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,9 +64,9 @@ def test_every_kind_is_found_by_its_keys(
 
 def test_an_unknown_layout_is_answered_with_the_known_ones_and_the_keys(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pt", {f"blocks.{i}.weight": torch.zeros(1) for i in range(6)})
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert([path], tmp_path / "out")
-    text = str(told.value)
+    text = str(error.value)
     assert all(kind in text for kind in KINDS)
     assert "blocks.0.weight, blocks.1.weight, blocks.2.weight, blocks.3.weight and 2 more" in text
     assert not (tmp_path / "out").exists()
@@ -151,7 +151,6 @@ def test_a_failure_while_writing_leaves_nothing(
     tmp_path: Path, vavae: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(self: AutoencoderKL, folder: Path) -> None:
-        folder.mkdir()
         (folder / WEIGHTS).write_bytes(b"half")
         raise OSError("No space left on device")
 
@@ -172,6 +171,23 @@ def test_a_folder_with_something_in_it_is_never_replaced(tmp_path: Path, vavae: 
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
     with pytest.raises(ConversionError, match=r"vae\.pt exists already"):
         convert([path], path)
+
+
+def test_what_shows_up_in_the_folder_meanwhile_stays(
+    tmp_path: Path, vavae: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = saved(tmp_path / "vae.pt", vavae), tmp_path / "out"
+
+    def slowly(self: AutoencoderKL, folder: Path) -> None:
+        (folder / WEIGHTS).write_bytes(b"")
+        out.mkdir()
+        (out / "theirs").write_text("other work")
+
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", slowly)
+    with pytest.raises(ConversionError, match="out exists already"):
+        convert([path], out)
+    assert [left.name for left in out.iterdir()] == ["theirs"]
+    assert {left.name for left in tmp_path.iterdir()} == {"out", "vae.pt"}
 
 
 @pytest.mark.parametrize(
@@ -211,13 +227,13 @@ def test_other_options_that_do_not_fit(tmp_path: Path, vavae: State, imagenet: S
 
 
 def test_the_stage_says_what_happened_and_how_to_load_it(tmp_path: Path, vavae: State, sd3: State) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     folder = tmp_path / "out"
     vavae["loss.logvar"] = torch.zeros(())
-    work([saved(tmp_path / "vae.pt", vavae)], folder, said.append, scaling_factor=0.5)
-    assert said[0].startswith("ldm -> AutoencoderKL: 151 keys; 12 loaded as they are, 138 renamed, 1 dropped")
-    assert "dropped 1: loss of its training" in said[0]
-    assert "latent scaling: factor 0.5, shift 0" in said[0]
-    assert f'diffusers.AutoencoderKL.from_pretrained("{folder}")' in said[1]
-    work([saved(tmp_path / "da.pt", sd3)], tmp_path / "da", said.append, norm_num_groups=4)
-    assert "davae.AutoencoderDA.from_pretrained" in said[3]
+    convert_checkpoint([saved(tmp_path / "vae.pt", vavae)], folder, messages.append, scaling_factor=0.5)
+    assert messages[0].startswith("ldm -> AutoencoderKL: 151 keys; 12 loaded as they are, 138 renamed, 1 dropped")
+    assert "dropped 1: loss of its training" in messages[0]
+    assert "latent scaling: factor 0.5, shift 0" in messages[0]
+    assert f'diffusers.AutoencoderKL.from_pretrained("{folder}")' in messages[1]
+    convert_checkpoint([saved(tmp_path / "da.pt", sd3)], tmp_path / "da", messages.append, norm_num_groups=4)
+    assert "davae.AutoencoderDA.from_pretrained" in messages[3]

@@ -5,15 +5,14 @@ The layout is that of CompVis/latent-diffusion: `encoder.down.I.block.J`, decode
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from davae.convert.keys import ConversionReport, fit, sort_keys
+from davae.convert.keys import Arguments, ConversionReport, fit, sort_keys
 from davae.convert.kl import NORM_GROUPS, kl_config, scaling_config, scaling_note
-from davae.convert.source import Statistics
+from davae.convert.unpickle import Statistics
 
 KIND = "ldm"
 FIRST_STAGE = "first_stage_model."
@@ -69,8 +68,8 @@ def convert_ldm(
     """
     prefix = FIRST_STAGE if any(key.startswith(FIRST_STAGE) for key in state) else ""
     foreign = dict.fromkeys((key for key in state if not key.startswith(prefix)), "not of the autoencoder")
-    own = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
-    names, dropped = sort_keys(own, EXTRAS, places={})
+    inside = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    names, dropped = sort_keys(inside, EXTRAS, places={})
     levels = _count_levels(names.values())
     names = {key: rename(name, levels) for key, name in names.items()}
     state = {key: as_linear(name, state[key]) for key, name in names.items()}
@@ -99,7 +98,7 @@ def _count_levels(names: Iterable[str]) -> int:
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def _read_from(config: Mapping[str, Any]) -> str:
+def _read_from(config: Arguments) -> str:
     widths, channels, groups = (config[key] for key in ("block_out_channels", "latent_channels", "norm_num_groups"))
     read = f"f{2 ** (len(widths) - 1)}, {channels} latent channels, widths {widths}"
     return f"read from shapes: {read}; not from shapes: {groups} norm groups"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import assert_close
-from davae.models.foundation import FoundationFeatures
+from davae.models.vision_features import FoundationFeatures
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -6,13 +6,12 @@ same modules in the same order, but for the decoder's first, a clamp without wei
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, ConversionReport, fit, shape_of
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, shape_of
 from davae.models.taef2 import AutoencoderTAEF2
 
 KIND = "tae"
@@ -62,7 +61,7 @@ def convert_tae(
     return fit(KIND, model, state, names, {}, [f"read from shapes: {config['latent_channels']} latent channels"])
 
 
-def _config(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Any]:
+def _config(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> Arguments:
     plain, blocks = _stages(encoder)
     plain_up, blocks_up = _stages(decoder)
     made, taken = shape_of(encoder, f"{plain[-1]}.weight")[0], shape_of(decoder, f"{plain_up[0]}.weight")[1]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import davae
 from conftest import assert_close
-from davae.convert.dit import CONVENTIONS, KINDS, convert_dit, kind_of, recognises, respaced
-from davae.convert.folder import convert
+from davae.convert.dispatch import convert
+from davae.convert.from_dit import CONVENTIONS, KINDS, convert_dit, kind_of, recognises, respaced
 from davae.convert.keys import ConversionError
-from davae.stages.convert import work
+from davae.tools.convert import convert_checkpoint
 
 State = dict[str, Tensor]
 WIDTH, DEPTH, HEADS, GRID, CLASSES, CHANNELS = 32, 2, 4, 3, 5, 3
@@ -202,9 +202,9 @@ def test_the_kind_has_to_be_told_unless_it_shows(tmp_path: Path, state: State) -
     assert recognises({f"module._orig_mod.{key}": value for key, value in state.items()})
     path = tmp_path / "XL.pt"
     torch.save(state, path)
-    with pytest.raises(ConversionError, match="Say which it is with kind") as told:
+    with pytest.raises(ConversionError, match="Say which it is with kind") as error:
         convert([path], tmp_path / "out", num_attention_heads=HEADS)
-    assert all(f"{kind}: {meaning}" in str(told.value) for kind, meaning in CONVENTIONS.items())
+    assert all(f"{kind}: {meaning}" in str(error.value) for kind, meaning in CONVENTIONS.items())
     assert not (tmp_path / "out").exists()
     assert kind_of({**state, "module.projectors.0.0.bias": torch.zeros(1)}) == "repa"
     for kind in KINDS:
@@ -218,9 +218,9 @@ def test_the_kind_has_to_be_told_unless_it_shows(tmp_path: Path, state: State) -
 def test_a_folder_is_what_diffusers_loads_and_davae_widens(tmp_path: Path, state: State) -> None:
     path = tmp_path / "DiT-XL-2-512x512.pt"
     torch.save({"model": {key: value + 1 for key, value in state.items()}, "ema": state}, path)
-    said: list[str] = []
-    work([path], tmp_path / "out", said.append, kind="dit", num_attention_heads=HEADS)
-    assert "diffusers.DiTTransformer2DModel.from_pretrained" in said[1]
+    messages: list[str] = []
+    convert_checkpoint([path], tmp_path / "out", messages.append, kind="dit", num_attention_heads=HEADS)
+    assert "diffusers.DiTTransformer2DModel.from_pretrained" in messages[1]
     model = DiTTransformer2DModel.from_pretrained(tmp_path / "out").eval()
     given = inputs([0.0, 7.0])
     assert_close(drawn(model, *given), reference(state, *given, spacing=127), 1e-5)
@@ -236,7 +236,7 @@ def test_a_dit_makes_no_pair_of_lightningdit(tmp_path: Path, state: State) -> No
     torch.save(state, tmp_path / "a.pt")
     options = {"kind": "dit", "num_attention_heads": HEADS, "vae": tmp_path / "vae"}
     with pytest.raises(ConversionError, match="an autoencoder and a LightningDiT; got a DiTTransformer2DModel"):
-        work([tmp_path / "a.pt"], tmp_path / "out", lambda _: None, **options)
+        convert_checkpoint([tmp_path / "a.pt"], tmp_path / "out", lambda _: None, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -278,9 +278,9 @@ def test_missing_unexpected_and_misshapen_keys_are_named(state: State) -> None:
     state["bn.running_mean"] = torch.zeros(3)
     state["blocks.0.attn.qkv.weight"] = torch.zeros(96, 31)
     state["module.x_embedder.proj.bias"] = torch.zeros(32)
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_dit(state, "sit", HEADS)
-    text = str(told.value)
+    text = str(error.value)
     assert "1 missing (transformer_blocks.1.ff.net.2.bias)" in text
     assert "1 unexpected (bn.running_mean[0])" in text
     assert "1 claimed twice (pos_embed.proj.bias)" in text

@@ -1,6 +1,6 @@
 """LightningDiT checkpoints (hustvl/LightningDiT, and the authors' ImageNet branch) -> `davae.LightningDiT`.
 
-Names are our own already. What is not in the weights is told by the caller and checked against them: above all
+Names are davae's already. What is not in the weights comes from the caller and is checked against them: above all
 whether queries and keys are normed, which changes the function and which a loader that forgives missing keys
 overlooks.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, ConversionReport, fit
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit
 from davae.convert.transformer import (
     EQUAL,
     Sizes,
@@ -110,7 +110,7 @@ def _check_parts(by_name: Mapping[str, Tensor]) -> None:
         )
 
 
-def _config(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, Any]) -> dict[str, Any]:
+def _config(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, Any]) -> Arguments:
     modulation = by_name.get("blocks.0.adaLN_modulation.1.weight")
     return {
         "sample_size": sizes.grid * sizes.patch_size,
@@ -129,8 +129,10 @@ def _config(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, 
 
 def _heads(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, Any]) -> int:
     table = by_name.get(TABLES[0])
-    told = expected.get("num_attention_heads")
-    if table is None and told is None:
+    heads: int | None = expected.get("num_attention_heads")
+    if table is not None:
+        heads = sizes.hidden_size // table.shape[-1]
+    if heads is None:
         known = [
             f"{arguments['num_attention_heads']} (LightningDiT-{name})"
             for name, arguments in LIGHTNINGDIT_SIZES.items()
@@ -139,9 +141,8 @@ def _heads(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, A
         raise ConversionError(
             "These weights have no rotary tables (feat_rope). Either the model has no rotary positions, and cannot "
             "be converted; or the file was saved without buffers, and the number of heads, which the tables show, "
-            f"has to be told: pass num_attention_heads, {known[0] if known else 'as in the config of its training'}."
+            f"has to be given: pass num_attention_heads, {known[0] if known else 'as in the config of its training'}."
         )
-    heads = told if table is None else sizes.hidden_size // table.shape[-1]
     if heads < 1 or sizes.hidden_size % (4 * heads):
         raise ConversionError(
             f"Heads must divide the width {sizes.hidden_size} into multiples of 4 channels; got {heads} heads."
@@ -149,10 +150,10 @@ def _heads(by_name: Mapping[str, Tensor], sizes: Sizes, expected: Mapping[str, A
     return heads
 
 
-def _check_expected(by_name: Mapping[str, Tensor], config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    strangers = sorted(expected.keys() - config.keys())
-    if strangers:
-        raise ConversionError(f"LightningDiT has no {', '.join(strangers)}; its arguments: {', '.join(config)}.")
+def _check_expected(by_name: Mapping[str, Tensor], config: Arguments, expected: Mapping[str, Any]) -> None:
+    unknown = sorted(expected.keys() - config.keys())
+    if unknown:
+        raise ConversionError(f"LightningDiT has no {', '.join(unknown)}; its arguments: {', '.join(config)}.")
     if "qk_norm" in expected:
         check_qk_norm(by_name, expected["qk_norm"])
     wrong = [f"{name} {config[name]}, expected {value}" for name, value in expected.items() if config[name] != value]
@@ -169,7 +170,7 @@ def _check_rotary(name: str, stored: Tensor, computed: Tensor) -> None:
         )
 
 
-def _notes(by_name: Mapping[str, Tensor], sizes: Sizes, config: Mapping[str, Any]) -> list[str]:
+def _notes(by_name: Mapping[str, Tensor], sizes: Sizes, config: Arguments) -> list[str]:
     far = position_difference(by_name, sizes)
     table = "equal to" if far <= EQUAL else f"loaded as it is, up to {far:.2g} from"
     return [

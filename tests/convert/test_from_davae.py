@@ -9,14 +9,13 @@ from torch import Tensor
 
 from conftest import assert_close
 from davae import AutoencoderDA
-from davae.convert import imagenet as imagenet_layout
-from davae.convert import sd3 as sd3_layout
-from davae.convert.imagenet import convert_davae_imagenet
+from davae.convert import from_davae_imagenet, from_davae_sd3
+from davae.convert.from_davae_imagenet import convert_davae_imagenet
+from davae.convert.from_davae_sd3 import convert_davae_sd3
+from davae.convert.from_ldm import convert_ldm
 from davae.convert.keys import ConversionError
-from davae.convert.ldm import convert_ldm
-from davae.convert.sd3 import convert_davae_sd3
-from davae.convert.source import Statistics
-from davae.models.scaling import scaling_of
+from davae.convert.unpickle import Statistics
+from davae.models.declared_scaling import scaling_of
 
 State = dict[str, Tensor]
 BaseOf = Callable[[State], State]
@@ -135,8 +134,8 @@ def test_older_spellings_are_the_same_checkpoint(imagenet: State, base_of: BaseO
     base = base_model(imagenet, base_of)
     want, _ = convert_davae_imagenet(imagenet, base)
     state = {SPELLINGS[spelling](key): value for key, value in imagenet.items()}
-    assert imagenet_layout.recognises(state)
-    assert not sd3_layout.recognises(state)
+    assert from_davae_imagenet.recognises(state)
+    assert not from_davae_sd3.recognises(state)
     got, _ = convert_davae_imagenet(state, base)
     assert all(map(torch.equal, values(got), values(want)))
 
@@ -146,8 +145,8 @@ def test_detail_networks_alone_take_the_whole_base(imagenet: State, base_of: Bas
     want, _ = convert_davae_imagenet(imagenet, base)
     state = {key.removeprefix("da.").replace("da_", "dc_"): v for key, v in imagenet.items() if key[:3] == "da."}
     assert {"dc_down.conv.weight", "encoder.conv_in.weight"} <= state.keys()
-    assert imagenet_layout.recognises(state)
-    assert not sd3_layout.recognises(state)
+    assert from_davae_imagenet.recognises(state)
+    assert not from_davae_sd3.recognises(state)
     got, report = convert_davae_imagenet(state, base)
     assert all(map(torch.equal, values(got), values(want)))
     assert "base: taken unchecked" in str(report)
@@ -243,14 +242,14 @@ def test_missing_unexpected_and_misshapen_keys_are_named(sd3: State, imagenet: S
     del sd3["vae.encoder.conv_norm_out.bias"]
     sd3["vae.quant_conv.weight"] = torch.zeros(8, 8, 1, 1)
     sd3["dc_up.conv.bias"] = torch.zeros(3)
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_davae_sd3(sd3, norm_num_groups=4)
-    assert "1 missing (encoder.conv_norm_out.bias)" in str(told.value)
-    assert "1 unexpected (vae.quant_conv.weight)" in str(told.value)
-    assert "1 misshapen (dc_up.conv.bias [3], expected [64])" in str(told.value)
+    assert "1 missing (encoder.conv_norm_out.bias)" in str(error.value)
+    assert "1 unexpected (vae.quant_conv.weight)" in str(error.value)
+    assert "1 misshapen (dc_up.conv.bias [3], expected [64])" in str(error.value)
     imagenet["dc.da_down.conv.bias"] = imagenet["da.da_down.conv.bias"]
     del imagenet["da.da_down.shortcut_proj.weight"]
-    with pytest.raises(ConversionError) as told:
+    with pytest.raises(ConversionError) as error:
         convert_davae_imagenet(imagenet, base)
-    assert "1 claimed twice (encoder.conv_out.conv.bias)" in str(told.value)
-    assert "1 missing (encoder.conv_out.shortcut_proj.weight)" in str(told.value)
+    assert "1 claimed twice (encoder.conv_out.conv.bias)" in str(error.value)
+    assert "1 missing (encoder.conv_out.shortcut_proj.weight)" in str(error.value)
