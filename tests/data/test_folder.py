@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from davae.data.folder import FolderSource
-from davae.data.source import DataError
+from davae.data.image_source import DataError
 
 
 def write(path, value: int = 0, size: tuple[int, int] = (20, 16)):
@@ -185,7 +185,6 @@ def test_sidecar_captions(tmp_path):
     write(tmp_path / "b.png")
     (tmp_path / "a.txt").write_bytes("\ufeffa caf\u00e9\n".encode())
     assert FolderSource(tmp_path, 16).captions == ["a caf\u00e9", ""]
-    assert FolderSource(tmp_path, 16, captions_from="sidecar").captions == ["a caf\u00e9", ""]
     assert FolderSource(tmp_path, 16, captions_from="none").captions == ["", ""]
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"a\.txt.*UTF-8"):
@@ -197,14 +196,9 @@ def test_metadata_goes_before_sidecars(tmp_path):
     (tmp_path / "a.txt").write_text("side")
     write_metadata(tmp_path, {"file_name": "a.png", "text": "meta"})
     assert FolderSource(tmp_path, 16).captions == ["meta"]
-    assert FolderSource(tmp_path, 16, captions_from="sidecar").captions == ["side"]
-
-
-@pytest.mark.parametrize("captions_from", ["metadata", "sidecar"])
-def test_demanded_captions_must_be_there(tmp_path, captions_from):
-    write(tmp_path / "a.png")
-    with pytest.raises(DataError, match="no captions"):
-        FolderSource(tmp_path, 16, captions_from=captions_from)
+    write(tmp_path / "unlisted.png")
+    plain = FolderSource(tmp_path, 16, captions_from="none")
+    assert (plain.ids, plain.captions) == (["a.png", "unlisted.png"], ["", ""])
 
 
 def test_unusable_images_are_skipped_and_named(tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from davae.data.image_source import DataError
 from davae.data.prompt_list import read_prompts
-from davae.data.source import DataError
 
 
 def test_text_has_a_prompt_a_line(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from davae.data.image_source import DataError
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
-from davae.data.source import DataError
 
 
 def png(color: str) -> bytes:
@@ -74,6 +74,23 @@ def test_an_error_leaves_no_shard_and_keeps_the_one_before(tmp_path: Path) -> No
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
     assert (tmp_path / "a.tar").read_bytes() == before
+
+
+def test_what_killed_processes_left_of_a_shard_is_removed(tmp_path: Path) -> None:
+    for name in (".a.tar.tmp", ".a.tar.123.tmp", ".a.tar.node-1.123.tmp", ".b.tar.123.tmp", ".b.tar.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write(tmp_path / "a.tar")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.tar.123.tmp", ".b.tar.tmp", "a.tar"]
+
+
+def test_a_disk_without_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_tar: tarfile.TarFile) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "a.tar")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["a.b", "", "a/b", "ü"])

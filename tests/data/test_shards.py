@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from davae.data.image_source import DataError
 from davae.data.shards import ShardSource
-from davae.data.source import DataError
 
 
 def encode(seed: int, file_format: str = "PNG", size: tuple[int, int] = (20, 18)) -> bytes:

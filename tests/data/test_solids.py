@@ -117,7 +117,7 @@ def test_the_fingerprint_says_what_the_set_holds() -> None:
 
 
 def test_training_and_test_scenes_are_disjoint() -> None:
-    train, test = open_train_test("solids", None, 32, test_count=36, count=36, seed=5)
+    train, test = open_train_test("solids", None, 32, test=36, count=36, seed=5)
     assert (len(train), len(test)) == (36, 36)
     assert set(train.ids).isdisjoint(test.ids)
     assert train.fingerprint != test.fingerprint

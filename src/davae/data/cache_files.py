@@ -6,7 +6,7 @@ is written last and under a temporary name: a folder with a manifest holds a who
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import Field, asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from davae.data.source import DataError
+from davae.core.files import replacing, write_json
+from davae.data.image_source import DataError
+from davae.data.leftovers import remove_leftovers
 
 _MANIFEST = "manifest.json"
 
@@ -83,17 +85,17 @@ class Shard:
 
     first: int
     count: int
-    key: Mapping[str, Any]
+    key: Mapping[str, object]
     tensors: Callable[[], Mapping[str, Tensor]]
 
 
 class Manifest(Protocol):
     """A data class that says what a cache holds and what made it; it has the field `format_version`."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
-    def key(self) -> Mapping[str, Any]:
+    def key(self) -> Mapping[str, object]:
         """What must agree for the cache to serve a recipe."""
 
     @property
@@ -143,23 +145,24 @@ class CacheKind:
         Raises:
             DataError: a file cannot be written; the shards before it are kept.
         """
+        named = {f"{self.name}s-{shard.first:08d}.safetensors": shard for shard in shards}
+        others = {name for number, name in enumerate(named) if not part.owns(number)}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)  # an unfinished cache has no manifest
-        listed: list[tuple[str, int]] = []
-        for number, shard in enumerate(shards):
-            path = folder / f"{self.name}s-{shard.first:08d}.safetensors"
+        remove_leftovers(folder, spare=others)
+        for name, shard in named.items():
             mark = json.dumps({**shard.key, "count": shard.count}, sort_keys=True)
-            if part.owns(number) and _mark(path) != mark:
-                save_shard(shard.tensors(), path, {"key": mark})
-            listed.append((path.name, shard.count))
+            if name not in others and _mark(folder / name) != mark:
+                save_shard(shard.tensors(), folder / name, {"key": mark})
         part.wait()
         if part.is_main:
-            _remove_stale(folder, f"{self.name}s-*.safetensors", listed)
+            for file in folder.glob(f"{self.name}s-*.safetensors"):
+                if file.name not in named:
+                    file.unlink()
             for name, tensors in (beside or {}).items():
                 save_shard(tensors, folder / name)
-            temporary = folder / f".{_MANIFEST}.tmp"
-            temporary.write_text(json.dumps({**asdict(manifest), "shards": listed}))
-            temporary.rename(folder / _MANIFEST)
+            listed = [(name, shard.count) for name, shard in named.items()]
+            write_json(folder / _MANIFEST, {**asdict(manifest), "shards": listed})
         part.wait()
         return folder
 
@@ -195,7 +198,7 @@ class CacheKind:
                 f"shards are kept, this one is made again."
             ) from error
 
-    def require(self, folder: Path, key: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    def require(self, folder: Path, key: Mapping[str, object], expected: Mapping[str, object]) -> None:
         """Refuse a cache whose key differs from what a recipe expects, with both values.
 
         Args:
@@ -214,6 +217,11 @@ class CacheKind:
                 )
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether a cache was written to its end in a folder; its shards are not looked at."""
+    return (folder / _MANIFEST).exists()
+
+
 def shard_ranges(total: int, shard_size: int) -> Iterator[tuple[int, int]]:
     """(first, count) of shards of at most `shard_size` samples."""
     for first in range(0, total, shard_size):
@@ -226,24 +234,15 @@ def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, st
     Raises:
         DataError: it cannot be written; nothing of it stays behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-        temporary.rename(path)
+        with replacing(path) as temporary:
+            save_file(stored, temporary, metadata)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"Could not write {path}: {error}. Free some space and run the same command again; "
             f"the shards before it are kept."
         ) from error
-
-
-def _remove_stale(folder: Path, pattern: str, shards: Iterable[tuple[str, int]]) -> None:
-    """Remove files of a pattern that are none of the (name, count) of a cache's shards."""
-    known = {name for name, _ in shards}
-    for file in folder.glob(pattern):
-        if file.name not in known:
-            file.unlink()
 
 
 def _mark(path: Path) -> str | None:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from davae.data.source import DataError, FileSource, Record, parse_caption, parse_label, read_text
+from davae.data.image_source import DataError, FileSource, Record, parse_caption, parse_label, read_text
 
-CaptionsFrom = Literal["auto", "metadata", "sidecar", "none"]
+CaptionsFrom = Literal["auto", "none"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _METADATA = "metadata.jsonl"
@@ -34,7 +34,8 @@ class FolderSource(FileSource):
         Args:
             path: The folder.
             min_side: Shortest side in pixels that an image may have; smaller ones are skipped.
-            captions_from: `auto` takes metadata.jsonl if there is one, else `.txt` side-cars where there are any.
+            captions_from: `auto` takes metadata.jsonl if there is one, else `.txt` side-cars where there are any;
+                `none` passes over both and takes every image.
 
         Raises:
             DataError: There is no such folder, no usable image in it, or its annotations are wrong.
@@ -61,20 +62,25 @@ class FolderSource(FileSource):
                 + (", or open the .tar files as shards" if any(n.endswith(".tar") for n in files) else "")
             )
         metadata = sorted(name for name in files if posixpath.basename(name) == _METADATA)
-        skipped: list[tuple[str, str]] = []
+        missing: list[tuple[str, str]] = []
+        unlisted: list[tuple[str, str]] = []
         class_names: tuple[str, ...] = ()
-        if captions_from == "metadata" and not metadata:
-            raise DataError(
-                f"no captions for {root}: got no {_METADATA}; allowed is one in the folder or beside the images; "
-                "write it or set captions_from to auto, sidecar or none"
-            )
-        if metadata and captions_from in ("auto", "metadata"):
-            records, skipped = _apply_metadata(root, metadata, records)
+        if metadata and captions_from == "auto":
+            listed, missing = _apply_metadata(root, metadata, records)
+            unlisted = [(name, f"not listed in {_METADATA}") for name in records if name not in listed]
+            records = listed
         else:
             records, class_names = _apply_classes(records)
-            if captions_from in ("auto", "sidecar"):
-                records = _apply_sidecars(root, set(files), records, is_required=captions_from == "sidecar")
-        super().__init__(str(root), records.values(), min_side=min_side, class_names=class_names, skipped=skipped)
+            if captions_from == "auto":
+                records = _apply_sidecars(root, set(files), records)
+        super().__init__(
+            str(root),
+            records.values(),
+            min_side=min_side,
+            class_names=class_names,
+            unusable=missing,
+            excluded=unlisted,
+        )
 
 
 def _walk(folder: Path, parents: frozenset[str]) -> Iterator[str]:
@@ -102,8 +108,9 @@ def _record(name: str, path: Path) -> Record:
 def _apply_metadata(
     root: Path, metadata: list[str], records: dict[str, Record]
 ) -> tuple[dict[str, Record], list[tuple[str, str]]]:
+    """Records of the listed images, and (name, reason) of those that are not there."""
     listed: dict[str, Record] = {}
-    skipped: list[tuple[str, str]] = []
+    missing: list[tuple[str, str]] = []
     for file in metadata:
         lines = read_text((root / file).read_bytes(), str(root / file)).splitlines()
         for number, line in enumerate(lines, start=1):
@@ -120,9 +127,8 @@ def _apply_metadata(
             if name in records:
                 listed[name] = replace(records[name], caption=caption, label=label)
             else:
-                skipped.append((name, f"listed in {file} line {number}, but there is no such image"))
-    skipped += [(name, f"not listed in {_METADATA}") for name in records if name not in listed]
-    return dict(sorted(listed.items())), skipped
+                missing.append((name, f"listed in {file} line {number}, but there is no such image"))
+    return dict(sorted(listed.items())), missing
 
 
 def _parse_line(line: str, where: str) -> dict[str, str]:
@@ -150,18 +156,11 @@ def _apply_classes(records: dict[str, Record]) -> tuple[dict[str, Record], tuple
     return {name: replace(record, label=labels[name.partition("/")[0]]) for name, record in records.items()}, names
 
 
-def _apply_sidecars(root: Path, files: set[str], records: dict[str, Record], is_required: bool) -> dict[str, Record]:
+def _apply_sidecars(root: Path, files: set[str], records: dict[str, Record]) -> dict[str, Record]:
     captioned = dict(records)
-    num_found = 0
     for name, record in records.items():
         sidecar = posixpath.splitext(name)[0] + ".txt"
         if sidecar in files:
             caption = read_text((root / sidecar).read_bytes(), str(root / sidecar)).strip()
             captioned[name] = replace(record, caption=caption)
-            num_found += 1
-    if is_required and not num_found:
-        raise DataError(
-            f"no captions for {root}: got no .txt beside any of {len(records)} images; allowed is NAME.txt beside "
-            "NAME.jpg; write them or set captions_from to auto, metadata or none"
-        )
     return captioned

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from davae.data.source import DataError, parse_caption, read_text
+from davae.data.image_source import DataError, parse_caption, read_text
 
 _COLUMNS = ("prompt", "caption", "text")
 

@@ -5,12 +5,15 @@ import json
 import re
 import tarfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from davae.data.source import DataError
+from davae.core.files import replacing
+from davae.data.image_source import DataError
+from davae.data.leftovers import remove_leftovers
 
+Content = bytes | str | Mapping[str, object]
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _EXTENSION = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 
@@ -24,16 +27,19 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
         self._keys: set[str] = set()
+        self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # USTAR has no room for times below a second or names beyond ASCII, so equal samples are equal bytes.
-        self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        remove_leftovers(self.path.parent, self.path.name)
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self.path))
+            # USTAR has no room for times below a second or names beyond ASCII, so equal samples are equal bytes.
+            self._tar = stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
+            self._stack = stack.pop_all()
         return self
 
-    def write(self, key: str, members: Mapping[str, bytes | str | Mapping[str, Any]]) -> None:
+    def write(self, key: str, members: Mapping[str, Content]) -> None:
         """Add a sample.
 
         Args:
@@ -60,11 +66,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tar.close()
-        if kind is None:
-            self._temporary.rename(self.path)
-        else:
-            self._temporary.unlink()
+        self._stack.__exit__(kind, error, trace)
 
     def _add(self, name: str, content: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -72,7 +74,7 @@ class ShardWriter:
         self._tar.addfile(member, io.BytesIO(content))
 
 
-def _as_bytes(content: bytes | str | Mapping[str, Any]) -> bytes:
+def _as_bytes(content: Content) -> bytes:
     if isinstance(content, bytes):
         return content
     if isinstance(content, str):

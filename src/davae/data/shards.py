@@ -10,9 +10,8 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from davae.data.source import DataError, FileSource, Record, parse_caption, parse_label, read_text
+from davae.data.image_source import DataError, FileSource, Record, parse_caption, parse_label, read_text
 
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _NOTE_EXTENSIONS = ("cls", "txt", "json")
@@ -43,10 +42,10 @@ class ShardSource(FileSource):
             DataError: No shard, a missing or damaged one, wrong annotations, or no usable image.
         """
         root, files = _find_shards(str(shards))
-        skipped: list[tuple[str, str]] = []
-        records = [record for file in files for record in _index(file, root, skipped)]
+        without_image: list[tuple[str, str]] = []
+        records = [record for file in files for record in _index(file, root, without_image)]
         names = _read_class_names(files[0].parent / "classes.json")
-        super().__init__(str(shards), records, min_side=min_side, class_names=names, skipped=skipped)
+        super().__init__(str(shards), records, min_side=min_side, class_names=names, unusable=without_image)
 
 
 def _find_shards(shards: str) -> tuple[Path, list[Path]]:
@@ -105,7 +104,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
         yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
-def _index(file: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[Record]:
+def _index(file: Path, root: Path, without_image: list[tuple[str, str]]) -> Iterator[Record]:
     shard = file.relative_to(root).with_suffix("").as_posix()
     stamp = file.stat().st_mtime_ns
     samples: dict[str, _Members] = {}
@@ -124,7 +123,7 @@ def _index(file: Path, root: Path, skipped: list[tuple[str, str]]) -> Iterator[R
     for key, members in samples.items():
         record = _record(f"{shard}/{key}", file, stamp, members)
         if record is None:
-            skipped.append((f"{shard}/{key}", f"no image: only .{' .'.join(members)}"))
+            without_image.append((f"{shard}/{key}", f"no image: only .{' .'.join(members)}"))
         else:
             yield record
 
@@ -187,7 +186,7 @@ def _read_notes(name: str, file: Path, members: _Members) -> dict[str, str]:
     return notes
 
 
-def _parse_json(text: str, where: str) -> dict[str, Any]:
+def _parse_json(text: str, where: str) -> dict[str, object]:
     try:
         entry = json.loads(text)
     except json.JSONDecodeError as error:
@@ -208,7 +207,7 @@ def _read_class_names(file: Path) -> tuple[str, ...]:
         content = json.loads(read_text(file.read_bytes(), str(file)))
     except json.JSONDecodeError as error:
         raise wrong from error
-    entries: Sequence[Any] = content if isinstance(content, list) else ()
+    entries: Sequence[object] = content if isinstance(content, list) else ()
     if isinstance(content, dict):
         entries = [content.get(str(index)) for index in range(len(content))]
     names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]

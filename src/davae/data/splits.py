@@ -1,16 +1,70 @@
 """Training and test parts of an image set."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
+from davae.core.files import DIGEST_SIZE, text_hash
 from davae.core.randomness import permutation
 from davae.data.buckets import Size
 from davae.data.folder import FolderSource
+from davae.data.image_source import DataError, FileSource, ImageSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
-from davae.data.source import DataError, ImageSource
+
+SetKind = Literal["auto", "solids", "folder", "shards"]
+"""auto tells folders of images from tar shards by looking."""
+Rule = Literal["id", "position"]
+"""What decides which images are held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """Which images of a set are for testing: those with the smallest hashes of their ids.
+
+    The choice is made over all candidates of the set, whether they can be used or not. So it is the same at every
+    shortest side, and the test images of a larger size are among those of a smaller one.
+
+    Args:
+        count: Of the candidates that are held out. A candidate that is added or damaged changes one test image at
+            most and makes none of an image that was trained on; one that is removed may do that, as another one
+            takes its place.
+        share: Holds out every candidate whose hash, as a fraction of all hashes, is below it, instead of `count`.
+            Then an image keeps its part whatever is added, damaged or removed.
+        rule: "position" is how sets were split before ids decided, by a permutation of the usable images' positions;
+            it is for runs that began so and for nothing else.
+
+    Raises:
+        ValueError: `count` is below 1, `share` is not between 0 and 1, or is given for the rule that knows none.
+    """
+
+    count: int = 512
+    share: float | None = None
+    rule: Rule = "id"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(
+                f"Cannot hold out {self.count} test images; allowed are 1 and more. Set data.test_count."
+            )
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(
+                f"Cannot hold out a share of {self.share}; allowed are numbers between 0 and 1. Set data.test_share."
+            )
+        if self.share is not None and self.rule == "position":
+            raise ValueError(
+                f"Cannot hold out a share of {self.share} by position: images are counted there. Set data.test_count."
+            )
+
+    def choose(self, candidates: Collection[str]) -> set[str]:
+        """The ids among `candidates` that are held out by their hashes."""
+        if self.share is not None:
+            return {name for name in candidates if int(_hash(name), 16) / 256**DIGEST_SIZE < self.share}
+        return set(nsmallest(self.count, candidates, key=_hash))
 
 
 class Subset:
@@ -32,16 +86,6 @@ class Subset:
     def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """See `ImageSource`."""
         return self.source.images([self.indices[index] for index in indices], size)
-
-
-def hold_out(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource]:
-    """(training, test) with `count` test images, chosen once and for all."""
-    if count >= len(source):
-        raise DataError(
-            f"Cannot hold out {count} test images of a set of {len(source)}. Lower data.test_count or add images."
-        )
-    order = permutation(0, "hold out", 0, len(source)).tolist()
-    return Subset(source, sorted(order[count:]), "train"), Subset(source, sorted(order[:count]), "test")
 
 
 def first(source: ImageSource, count: int, name: str = "test") -> ImageSource:
@@ -66,28 +110,98 @@ def filling(source: ImageSource, size: int | Size) -> ImageSource:
     return source if len(indices) == len(source) else Subset(source, indices, f"{wide}x{tall}")
 
 
+def hold_out(source: FileSource, choice: HoldOut) -> tuple[ImageSource, ImageSource]:
+    """(training, test) images of a set, every usable one in one of the two parts, in the order of the set.
+
+    Raises:
+        DataError: a part would have no usable image.
+    """
+    if choice.rule == "position":
+        return _hold_out_by_position(source, choice.count)
+    candidates = source.candidates
+    if choice.share is None and choice.count >= len(candidates):
+        raise _too_many(choice.count, len(candidates))
+    chosen = choice.choose(candidates)
+    train = [index for index, name in enumerate(source.ids) if name not in chosen]
+    test = [index for index, name in enumerate(source.ids) if name in chosen]
+    setting = "data.test_count" if choice.share is None else "data.test_share"
+    if not chosen:
+        raise DataError(
+            f"No image is held out: the smallest of {len(candidates)} hashes is not below {setting} {choice.share}. "
+            f"Raise it, set data.test_count instead, or add images."
+        )
+    if not test:
+        examples = "; ".join([f"{name}: {reason}" for name, reason in source.skipped if name in chosen][:3])
+        raise DataError(
+            f"No test image: none of the {len(chosen)} images held out of {len(candidates)} can be used; got "
+            f"{examples}; allowed is one usable image or more. Raise {setting}, ask for smaller images, or replace "
+            f"these."
+        )
+    if not train:
+        raise DataError(
+            f"No training image: all {len(test)} usable images of {len(candidates)} are held out. Lower {setting}, "
+            f"ask for smaller images, or add images."
+        )
+    return Subset(source, train, "train-by-id"), Subset(source, test, "test-by-id")
+
+
 def open_train_test(
-    kind: str, path: str | None, min_side: int, test_count: int, count: int, seed: int
+    kind: SetKind, path: str | None, min_side: int, test: HoldOut | int, count: int, seed: int
 ) -> tuple[ImageSource, ImageSource]:
     """Open a data set and split it.
 
     Args:
-        kind: "auto", "solids", "folder" or "shards".
+        kind: see `SetKind`.
         path: of a folder or shards.
         min_side: smaller images are skipped.
-        test_count: test images; they come from a `val` part where there is one, else they are held out.
+        test: which images are held out, or how many. A set that has a `val` part (a sub-folder, or `val-*.tar`, with
+            `train` beside it) is split that way; its count says how many test images are taken at most.
         count: training scenes (solids).
-        seed: of the scenes (solids).
+        seed: of the scenes (solids); test scenes have another one.
+
+    Raises:
+        DataError: the set cannot be opened, a part would be empty, or a share is asked of a set that has parts.
     """
+    choice = HoldOut(count=test) if isinstance(test, int) else test
     if kind == "solids":
-        return SolidsSource(count, seed), SolidsSource(test_count, seed + 1_000_003)
-    assert path is not None
+        _refuse_share(choice, "solids render their test images")
+        return SolidsSource(count, seed), SolidsSource(choice.count, seed + 1_000_003)
+    if path is None:
+        raise DataError(
+            f"cannot open a set of kind {kind}: got no path; allowed is a folder or shards; set data.path"
+        )
     root = Path(path)
     if kind == "shards" or (kind == "auto" and (path.endswith(".tar") or any(root.glob("*.tar")))):
-        if any(root.glob("train-*.tar")) and any(root.glob("val-*.tar")):
-            train: ImageSource = ShardSource(str(root / "train-*.tar"), min_side)
-            return train, first(ShardSource(str(root / "val-*.tar"), min_side), test_count)
-        return hold_out(ShardSource(path, min_side), test_count)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        return FolderSource(root / "train", min_side), first(FolderSource(root / "val", min_side), test_count)
-    return hold_out(FolderSource(root, min_side), test_count)
+        if not (any(root.glob("train-*.tar")) and any(root.glob("val-*.tar"))):
+            return hold_out(ShardSource(path, min_side), choice)
+        train: ImageSource = ShardSource(root / "train-*.tar", min_side)
+        val: ImageSource = ShardSource(root / "val-*.tar", min_side)
+    elif (root / "train").is_dir() and (root / "val").is_dir():
+        train, val = FolderSource(root / "train", min_side), FolderSource(root / "val", min_side)
+    else:
+        return hold_out(FolderSource(root, min_side), choice)
+    _refuse_share(choice, f"{path} has a val part")
+    return train, first(val, choice.count)
+
+
+def _hold_out_by_position(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource]:
+    if count >= len(source):
+        raise _too_many(count, len(source))
+    order = permutation(0, "hold out", 0, len(source)).tolist()
+    return Subset(source, sorted(order[count:]), "train"), Subset(source, sorted(order[:count]), "test")
+
+
+def _hash(name: str) -> str:
+    return text_hash(f"hold out {name}")
+
+
+def _too_many(count: int, total: int) -> DataError:
+    return DataError(f"Cannot hold out {count} test images of a set of {total}. Lower data.test_count or add images.")
+
+
+def _refuse_share(choice: HoldOut, reason: str) -> None:
+    if choice.share is not None:
+        raise DataError(
+            f"Nothing is held out by a share: got data.test_share {choice.share}, but {reason}; allowed is "
+            f"data.test_count. Leave data.test_share out."
+        )

@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import PIL
@@ -18,17 +18,35 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from davae.core.folders import cache_folder
+from davae.core.files import DIGEST_SIZE, cache_folder, replacing, sweep, text_hash
 from davae.data.buckets import Size
 
 Finding = Size | str
 """(height, width) of a usable image as it is shown, or the reason against another one."""
 
-_DIGEST = 16  # bytes of a hash
 _FORMAT = 1  # another number where `decode.check_image` judges differently
 _DAMAGE = (OSError, SafetensorError, KeyError, ValueError, TypeError)  # what reading a file of other contents raises
 
-_Arrays = dict[str, NDArray]
+
+@dataclass(frozen=True)
+class _Table:
+    """What a file holds: keys of usable images, sorted, with their sizes; keys, sides and reasons of refused ones."""
+
+    usable: NDArray[np.bytes_]
+    sizes: NDArray[np.int32]
+    refused: NDArray[np.bytes_]
+    sides: NDArray[np.int32]
+    reasons: NDArray[np.uint8]
+
+    def stored(self) -> dict[str, NDArray[np.generic]]:
+        """Arrays of types that the file format knows."""
+        return {
+            "usable": self.usable.view(np.uint8),
+            "sizes": self.sizes,
+            "refused": self.refused.view(np.uint8),
+            "sides": self.sides,
+            "reasons": self.reasons,
+        }
 
 
 class CheckIndex:
@@ -42,8 +60,8 @@ class CheckIndex:
 
     def __init__(self, where: str) -> None:
         self._path = _path_of(where)
-        arrays = None if self._path is None else _read(self._path)
-        self._arrays = _as_arrays({}, {}) if arrays is None else arrays
+        table = None if self._path is None else _read(self._path)
+        self._table = _table({}, {}) if table is None else table
 
     def find(self, images: Sequence[bytes], min_side: int) -> list[Finding | None]:
         """What is known of images; None where nothing is.
@@ -52,9 +70,9 @@ class CheckIndex:
             images: their keys, see `key_of`.
             min_side: shortest side in pixels that they may have.
         """
-        wanted = np.array(images, f"S{_DIGEST}")
-        sizes = self._arrays["sizes"]
-        places, known = _places(self._arrays["usable"], wanted)
+        wanted = np.array(images, f"S{DIGEST_SIZE}")
+        sizes = self._table.sizes
+        places, known = _places(self._table.usable, wanted)
         known[known] = sizes[places[known]].min(1) >= min_side
         found: list[Finding | None] = [None] * len(images)
         positions = np.flatnonzero(known)
@@ -79,7 +97,7 @@ class CheckIndex:
         if self._path is None:
             return
         present = set(images)
-        usable = zip(_bytes(self._arrays["usable"]), self._arrays["sizes"].tolist(), strict=True)
+        usable = zip(_bytes(self._table.usable), self._table.sizes.tolist(), strict=True)
         sizes: dict[bytes, Size] = {key: (height, width) for key, (height, width) in usable if key in present}
         reasons = {(key, side): reason for (key, side), reason in self._reasons().items() if key in present}
         for key, finding in new.items():
@@ -87,40 +105,38 @@ class CheckIndex:
                 reasons[key, min_side] = finding
             else:
                 sizes[key] = finding
-        self._arrays = _as_arrays(sizes, reasons)
-        _write(self._path, self._arrays)
+        self._table = _table(sizes, reasons)
+        _write(self._path, self._table)
 
     def _reasons(self) -> dict[tuple[bytes, int], str]:
-        keys, sides = _bytes(self._arrays["refused"]), self._arrays["sides"].tolist()
-        return dict(zip(zip(keys, sides, strict=True), json.loads(self._arrays["reasons"].tobytes()), strict=True))
+        keys, sides = _bytes(self._table.refused), self._table.sides.tolist()
+        return dict(zip(zip(keys, sides, strict=True), json.loads(self._table.reasons.tobytes()), strict=True))
 
 
 def key_of(name: str, offset: int, size: int, stamp: int) -> bytes:
     """Hash of what an image is known by: its id, its place in its file, its bytes, their time."""
-    text = f"{offset} {size} {stamp} {name}"
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST).digest()
+    return bytes.fromhex(text_hash(f"{offset} {size} {stamp} {name}"))
 
 
 def _path_of(where: str) -> Path | None:
     """The file of a set; None where there is no place for it."""
-    name = hashlib.blake2b(os.fsencode(Path(where).absolute()), digest_size=_DIGEST).hexdigest()
+    name = hashlib.blake2b(os.fsencode(Path(where).absolute()), digest_size=DIGEST_SIZE).hexdigest()
     try:
         return cache_folder() / "checked" / f"{name}.safetensors"
     except RuntimeError:  # no home, as in some containers
         return None
 
 
-def _as_arrays(sizes: Mapping[bytes, Size], reasons: Mapping[tuple[bytes, int], str]) -> _Arrays:
-    """What is stored: keys of usable images, sorted, with their sizes; keys, sides and reasons of refused ones."""
-    usable = np.array(list(sizes), f"S{_DIGEST}")
+def _table(sizes: Mapping[bytes, Size], reasons: Mapping[tuple[bytes, int], str]) -> _Table:
+    usable = np.array(list(sizes), f"S{DIGEST_SIZE}")
     order = np.argsort(usable)
-    return {
-        "usable": usable[order],
-        "sizes": np.array(list(sizes.values()), np.int32).reshape(-1, 2)[order],
-        "refused": np.array([key for key, _ in reasons], f"S{_DIGEST}"),
-        "sides": np.array([side for _, side in reasons], np.int32),
-        "reasons": np.frombuffer(json.dumps(list(reasons.values())).encode(), np.uint8),
-    }
+    return _Table(
+        usable[order],
+        np.array(list(sizes.values()), np.int32).reshape(-1, 2)[order],
+        np.array([key for key, _ in reasons], f"S{DIGEST_SIZE}"),
+        np.array([side for _, side in reasons], np.int32),
+        np.frombuffer(json.dumps(list(reasons.values())).encode(), np.uint8),
+    )
 
 
 def _places(keys: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
@@ -132,17 +148,12 @@ def _places(keys: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> tuple[NDArr
 
 
 def _bytes(keys: NDArray[np.bytes_]) -> list[bytes]:
-    return [key.ljust(_DIGEST, b"\0") for key in keys.tolist()]  # numpy takes zeros off the end
+    return [key.ljust(DIGEST_SIZE, b"\0") for key in keys.tolist()]  # numpy takes zeros off the end
 
 
-def _stored(arrays: Mapping[str, NDArray]) -> _Arrays:
-    """Arrays of types that the file format knows."""
-    return {name: array.view(np.uint8) if array.dtype.kind == "S" else array for name, array in arrays.items()}
-
-
-def _marks(stored: Mapping[str, NDArray]) -> dict[str, str]:
+def _marks(stored: Mapping[str, NDArray[np.generic]]) -> dict[str, str]:
     """What has to agree for a file to serve: who judged the images, and the bytes."""
-    digest = hashlib.blake2b(digest_size=_DIGEST)
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for name in sorted(stored):
         digest.update(f"{name} {stored[name].nbytes} ".encode())
         digest.update(stored[name].tobytes())
@@ -150,29 +161,27 @@ def _marks(stored: Mapping[str, NDArray]) -> dict[str, str]:
     return {"format": judge, "checksum": digest.hexdigest()}
 
 
-def _read(path: Path) -> _Arrays | None:
-    """The arrays of a file; None where there is none, or one that was not written by `_write`."""
+def _read(path: Path) -> _Table | None:
+    """The table in a file; None where there is none, or one that was not written by `_write`."""
     try:
         with safe_open(path, framework="np") as file:
             marks = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if marks != _marks(stored):
             return None
-        keys = {name: stored[name].view(f"S{_DIGEST}") for name in ("usable", "refused")}
+        keys = {name: stored[name].view(f"S{DIGEST_SIZE}") for name in ("usable", "refused")}
+        return _Table(**{**stored, **keys})
     except _DAMAGE:
         return None
-    return stored | keys
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    stored = _stored(arrays)
+def _write(path: Path, table: _Table) -> None:
+    stored = table.stored()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        sweep(path.parent)
+        for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 32}"):  # of earlier versions
+            left.unlink(missing_ok=True)
+        with replacing(path) as temporary:
             save_file(stored, temporary, _marks(stored))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError):  # a full disk, a folder that is not ours: the set serves without
         return

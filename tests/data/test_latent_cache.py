@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
 from davae.data.cache_files import Part, shard_ranges
-from davae.data.latents import CacheManifest, LatentCache, Moments, write_cache
-from davae.data.source import DataError
+from davae.data.image_source import DataError
+from davae.data.latent_cache import CacheManifest, LatentCache, Moments, write_cache
 
 COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4
 REMEDY = "davae cache RECIPE"
@@ -86,7 +86,7 @@ def test_samples_are_read_back_by_id(folder: Path) -> None:
     assert len(cache) == COUNT
     for name in ("photo-9", "photo-0", "photo-4"):  # in three shards, one of them shorter
         number = int(name.removeprefix("photo-"))
-        mean, logvar = cache.moments([cache.index[name]])
+        mean, logvar = cache.moments([cache.manifest.ids.index(name)])
         assert torch.equal(mean[0], want["mean"][number].float())
         assert torch.equal(logvar[0], want["logvar"][number].float())
 
@@ -258,6 +258,21 @@ def test_there_is_no_manifest_before_every_process_is_done(tmp_path: Path) -> No
     write_cache(tmp_path, manifest(), Encoder().shards(), waits(0))
     assert seen == [(1, False), (1, False), (0, False), (0, True)]
     assert len(LatentCache(tmp_path)) == COUNT
+
+
+def test_what_killed_processes_left_is_removed_by_those_that_write_it(tmp_path: Path, folder: Path) -> None:
+    half = tmp_path / "half"
+    half.mkdir()
+    ours = [".latents-00000004.safetensors.tmp", ".latents-00000004.safetensors.7.tmp"]
+    ours += [".latents-00000004.safetensors.node-1.7.tmp"]
+    others = [".latents-00000000.safetensors.tmp", ".latents-00000008.safetensors.node-1.7.tmp"]
+    nobodys = [".latents-00000005.safetensors.7.tmp", ".manifest.json.tmp", ".manifest.json.node-1.7.tmp"]
+    for name in (*ours, *others, *nobodys):
+        (half / name).write_bytes(b"half")
+    write_cache(half, manifest(), Encoder().shards(), Part(1, 2))
+    assert contents(half) == [*others, "latents-00000004.safetensors"]
+    write_cache(half, manifest(), Encoder().shards(), Part(0, 2))
+    assert contents(half) == contents(folder)
 
 
 def test_a_process_that_begins_again_leaves_no_old_manifest(folder: Path) -> None:

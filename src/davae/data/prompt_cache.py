@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from davae.core.files import DIGEST_SIZE, text_hash
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard, shard_ranges
-from davae.data.source import DataError
+from davae.data.image_source import DataError
 
 FORMAT_VERSION = 1
 NULL = ""
@@ -28,7 +29,6 @@ NULL = ""
 REBUILD = "Rebuild it with 'davae prompts RECIPE'."
 _KIND = CacheKind(name="prompt", command="davae prompts RECIPE", formats=(FORMAT_VERSION,), other_format=REBUILD)
 _INDEX = "ids.safetensors"
-_DIGEST = 16  # bytes of a hash
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PromptSet:
     @property
     def fingerprint(self) -> str:
         """Hash of the ids and their captions, in any order."""
-        digest = hashlib.blake2b(self.ids.tobytes(), digest_size=_DIGEST)
+        digest = hashlib.blake2b(self.ids.tobytes(), digest_size=DIGEST_SIZE)
         digest.update(self.digests[self.rows].tobytes())
         return digest.hexdigest()
 
@@ -101,7 +101,7 @@ class PromptManifest:
     format_version: int = FORMAT_VERSION
 
     @property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """What must agree for the cache to serve a recipe."""
         return {name: getattr(self, name) for name in ("encoders", "max_length", "dtype", "source")}
 
@@ -133,7 +133,9 @@ def write_prompts(
 def _shards(manifest: PromptManifest, prompts: PromptSet, shard_size: int, encode: Encode) -> Iterator[Shard]:
     """Each is keyed by its own prompts, so that it outlives a change of others."""
     for first, count in shard_ranges(len(prompts.prompts), shard_size):
-        contents = hashlib.blake2b(prompts.digests[first : first + count].tobytes(), digest_size=_DIGEST).hexdigest()
+        contents = hashlib.blake2b(
+            prompts.digests[first : first + count].tobytes(), digest_size=DIGEST_SIZE
+        ).hexdigest()
         yield Shard(first, count, {**manifest.key, "source": contents}, partial(encode, first, count))
 
 
@@ -171,7 +173,7 @@ class PromptCache:
         """Number of different prompts, the empty one counted."""
         return self._starts[-1]
 
-    def require(self, **expected: Any) -> None:
+    def require(self, **expected: object) -> None:
         """Refuse a cache whose key differs from what a recipe expects, with both values.
 
         Args:
@@ -261,15 +263,13 @@ def _text(sample: str, caption: object) -> str:
 
 def _digests(texts: Iterable[str]) -> NDArray[np.uint8]:
     """Hashes [N, 16]. Names of files may hold bytes that are no text."""
-    joined = b"".join(
-        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST).digest() for text in texts
-    )
-    return np.frombuffer(joined, np.uint8).reshape(-1, _DIGEST)
+    joined = b"".join(bytes.fromhex(text_hash(text)) for text in texts)
+    return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_SIZE)
 
 
 def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """Hashes [N, 16] as byte strings [N], which numpy sorts and searches."""
-    return np.ascontiguousarray(digests).view(f"S{_DIGEST}").reshape(-1)
+    return np.ascontiguousarray(digests).view(f"S{DIGEST_SIZE}").reshape(-1)
 
 
 def _read_index(path: Path) -> dict[str, Tensor]:

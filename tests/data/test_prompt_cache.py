@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from davae.data.cache_files import Part
-from davae.data.prompts import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
-from davae.data.source import DataError
+from davae.data.image_source import DataError
+from davae.data.prompt_cache import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
 
 REMEDY = "davae prompts RECIPE"
 CAPTIONS = {f"photo-{number}": f"caption {number % 7}" for number in range(40)} | {"bare": ""}
@@ -104,7 +104,7 @@ def test_file_names_that_are_no_text_are_ids_all_the_same(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("captions", "said"),
+    ("captions", "message"),
     [
         ({"a": 3}, "sample 'a' is not text: got int '3'"),
         ({"a": None}, "sample 'a' is not text: got NoneType"),
@@ -112,22 +112,22 @@ def test_file_names_that_are_no_text_are_ids_all_the_same(tmp_path: Path) -> Non
         ({NULL: "a cube"}, "'a cube' has the empty string as its id"),
     ],
 )
-def test_bad_captions_are_refused(captions: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_bad_captions_are_refused(captions: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         PromptSet.of(captions)
 
 
 @pytest.mark.parametrize(
-    ("expected", "said"),
+    ("expected", "message"),
     [
         ({"encoders": "bbb222"}, "encoders of the cache aaa111, of the recipe bbb222"),
         ({"encoders": "aaa111", "max_length": 256}, "max_length of the cache 77, of the recipe 256"),
         ({"dtype": "float32"}, "dtype of the cache float16, of the recipe float32"),
     ],
 )
-def test_cache_of_others_is_refused_with_both_values(cache: PromptCache, expected: Any, said: str) -> None:
+def test_cache_of_others_is_refused_with_both_values(cache: PromptCache, expected: Any, message: str) -> None:
     cache.require(encoders="aaa111", max_length=77, dtype="float16")
-    with pytest.raises(DataError, match=f"{said}.*{REMEDY}"):
+    with pytest.raises(DataError, match=f"{message}.*{REMEDY}"):
         cache.require(**expected)
 
 
@@ -138,6 +138,13 @@ def test_fingerprint_follows_ids_and_captions_but_not_their_order() -> None:
     assert PromptSet.of(CAPTIONS | {"new": ""}).fingerprint != before
     swapped = CAPTIONS | {"photo-0": CAPTIONS["photo-1"], "photo-1": CAPTIONS["photo-0"]}
     assert PromptSet.of(swapped).fingerprint != before
+
+
+def test_stored_hashes_are_those_of_earlier_versions() -> None:
+    prompts = PromptSet.of({"a": "a cube", "b": "", "c": "a cube", os.fsdecode(b"caf\xe9"): "x"})
+    assert prompts.fingerprint == "b91d9c87324ce3ea48f1a703366aad14"
+    assert prompts.digests[1].tobytes().hex() == "03afc274f4ad0de43f43d703150bc873"
+    assert prompts.ids[0].tobytes().hex() == "27c35e6e9373877f29e562464e46497e"
 
 
 def test_only_missing_and_cut_shards_are_encoded_again(tmp_path: Path) -> None:

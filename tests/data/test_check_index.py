@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from davae.core.folders import cache_folder
-from davae.data import checked, source
-from davae.data.checked import CheckIndex, key_of
+from davae.core.files import cache_folder, replacing
+from davae.data import check_index, image_source
+from davae.data.check_index import CheckIndex, key_of
 from davae.data.folder import FolderSource
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
@@ -28,13 +30,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of images that were read."""
     names: list[str] = []
-    check = source.check_image
+    check = image_source.check_image
 
     def counted(data: bytes, name: str, min_side: int) -> Any:
         names.append(name)
         return check(data, name, min_side)
 
-    monkeypatch.setattr(source, "check_image", counted)
+    monkeypatch.setattr(image_source, "check_image", counted)
     return names
 
 
@@ -63,8 +65,8 @@ def photos(tmp_path: Path) -> Path:
 NAMES = ["a.png", "b.jpg", "cut.jpg", "page.jpg", "small.png", "turned.jpg"]
 
 
-def seen(one: FolderSource | ShardSource) -> tuple[Any, ...]:
-    return one.ids, one.sizes, one.skipped, one.fingerprint
+def seen(source: FolderSource | ShardSource) -> tuple[Any, ...]:
+    return source.ids, source.sizes, source.skipped, source.fingerprint
 
 
 def test_a_second_opening_examines_nothing_and_finds_the_same(photos: Path, examined: list[str]) -> None:
@@ -138,7 +140,7 @@ def test_a_damaged_index_is_made_again(photos: Path, cache: Path, examined: list
     if damage == "a bit":
         changed[damage] = whole[:-1] + bytes([whole[-1] ^ 1])
     elif damage == "other arrays":
-        checked.save_file({"usable": np.zeros(3)}, path, {"format": "1"})
+        check_index.save_file({"usable": np.zeros(3)}, path, {"format": "1"})
     if damage in changed:
         path.write_bytes(changed[damage])
     if damage == "a folder":
@@ -154,7 +156,7 @@ def test_a_damaged_index_is_made_again(photos: Path, cache: Path, examined: list
 
 def test_another_pillow_judges_anew(photos: Path, examined: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     FolderSource(photos, 16)
-    for change in ((checked.PIL, "__version__", "0.1"), (checked.Image, "MAX_IMAGE_PIXELS", None)):
+    for change in ((check_index.PIL, "__version__", "0.1"), (check_index.Image, "MAX_IMAGE_PIXELS", None)):
         examined.clear()
         monkeypatch.setattr(*change)
         FolderSource(photos, 16)
@@ -173,15 +175,15 @@ def test_an_unwritable_cache_folder_only_costs_time(
 
         def full(_arrays: Any, path: Path, _marks: Any) -> None:
             path.write_bytes(b"half")
-            raise checked.SafetensorError("No space left on device")
+            raise check_index.SafetensorError("No space left on device")
 
-        monkeypatch.setattr(checked, "save_file", full)
+        monkeypatch.setattr(check_index, "save_file", full)
     else:
 
         def homeless() -> Path:
             raise RuntimeError("Could not determine home directory.")
 
-        monkeypatch.setattr(checked, "cache_folder", homeless)
+        monkeypatch.setattr(check_index, "cache_folder", homeless)
     for _ in range(2):
         examined.clear()
         assert seen(FolderSource(photos, 16)) == want
@@ -190,15 +192,15 @@ def test_an_unwritable_cache_folder_only_costs_time(
 
 
 def test_what_the_disk_refused_is_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = source.Record.read
+    read = image_source.Record.read
 
-    def broken(record: source.Record) -> bytes:
+    def broken(record: image_source.Record) -> bytes:
         if record.id == "a.png":
             raise OSError(5, "Input/output error")
         return read(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(source.Record, "read", broken)
+        patch.setattr(image_source.Record, "read", broken)
         assert ("a.png", "unreadable: Input/output error") in FolderSource(photos, 16).skipped
     assert "a.png" in FolderSource(photos, 16).ids
 
@@ -236,17 +238,48 @@ def test_several_may_open_at_once(photos: Path, cache: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 6
-    assert all(one == found[0] for one in found)
+    assert all(opened == found[0] for opened in found)
     assert len(list((cache / "checked").iterdir())) == 1
+
+
+def test_what_killed_processes_left_is_removed_with_the_next_writing(photos: Path, cache: Path) -> None:
+    FolderSource(photos, 16)
+    (path,) = (cache / "checked").iterdir()
+    # A file that this process is writing, one of a process that is gone, one as earlier versions named it.
+    with replacing(path.with_name("other.safetensors")) as running:
+        running.write_bytes(b"half")
+        left = running.name.replace(".other.", f".{path.name}.").replace(f".{os.getpid()}.", f".{_dead_process()}.")
+        for name in (left, f".{path.name}.{'0f' * 16}"):
+            path.with_name(name).write_bytes(b"half")
+        paint(photos / "new.png", 20, 20)
+        FolderSource(photos, 16)
+        assert sorted((cache / "checked").iterdir()) == sorted([path, running])
+
+
+def _dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_stored_hashes_are_those_of_earlier_versions(cache: Path) -> None:
+    assert key_of("a/b.png", 512, 77, 1700000000).hex() == "07b646ee5f5f4a0ad8234f5bf9e6173d"
+    assert key_of(os.fsdecode(b"caf\xe9"), 0, 1, 2).hex() == "219edad6c2a9f27ad7f13cd5383ae8bd"
+    for where, name in (
+        ("/data/photos/train-*.tar", "be54aba20490e8abdd74529c9f3cd4a4"),
+        (os.fsdecode(b"/data/caf\xe9"), "ef65fcd95a2ca56ce63568e1a29f8dde"),
+    ):
+        CheckIndex(where).keep([bytes(16)], {bytes(16): "cut"}, 5)
+        assert (cache / "checked" / f"{name}.safetensors").exists()
 
 
 def test_keys_that_end_in_zeros_are_keys(tmp_path: Path) -> None:
     keys = [bytes([number]) + bytes(15) for number in range(5)]
     index = CheckIndex(str(tmp_path))
     index.keep(keys, dict(zip(keys, [(9, 8), "broken", (7, 9), "cut", (5, 5)], strict=True)), 5)
-    for one in (index, CheckIndex(str(tmp_path))):
-        assert one.find(list(reversed(keys)), 5) == [(5, 5), "cut", (7, 9), "broken", (9, 8)]
-        assert one.find(keys, 8) == [(9, 8), None, None, None, None]
+    for opened in (index, CheckIndex(str(tmp_path))):
+        assert opened.find(list(reversed(keys)), 5) == [(5, 5), "cut", (7, 9), "broken", (9, 8)]
+        assert opened.find(keys, 8) == [(9, 8), None, None, None, None]
     index.keep(keys[3:], {}, 5)
     assert CheckIndex(str(tmp_path)).find(keys, 5) == [None, None, None, "cut", (5, 5)]
 

@@ -1,23 +1,23 @@
 """What the rest of the library asks of a set of images, and what all sets made of files share.
 
 A file set is a list of records, each naming a range of bytes (a whole file or a member of a tar); this module
-checks them, counts out the unusable ones and decodes them. Finding the records is the business of `folder` and
-`shards`.
+checks them, counts out the unusable ones and decodes them. Finding the records is the business of
+`folder` and `shards`.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from davae.data.buckets import Size
-from davae.data.checked import CheckIndex, Finding, key_of
+from davae.data.check_index import CheckIndex, Finding, key_of
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
 
 _CAPTION_KEYS = ("text", "caption", "prompt")
@@ -110,7 +110,8 @@ class FileSource:
         *,
         min_side: int,
         class_names: tuple[str, ...] = (),
-        skipped: Iterable[tuple[str, str]] = (),
+        unusable: Iterable[tuple[str, str]] = (),
+        excluded: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Check the records.
 
@@ -119,7 +120,8 @@ class FileSource:
             records: Candidates with unique ids, in the order of the set.
             min_side: Shortest side in pixels that an image may have.
             class_names: One name per label; () to name labels by their number.
-            skipped: What was already found unusable.
+            unusable: (id, reason) of further candidates, which were already found unusable.
+            excluded: (name, reason) of images that lie beside the set and are no part of it.
 
         Raises:
             DataError: No image is usable, or labels are incomplete or out of range.
@@ -130,7 +132,9 @@ class FileSource:
         self.class_names = _class_names(where, candidates, class_names)
         sizes, reasons = _check_all(where, candidates, min_side)
         self._records = tuple(record for record in candidates if record.id not in reasons)
-        self.skipped = tuple(sorted([*skipped, *reasons.items()]))
+        refused = [*unusable, *reasons.items()]
+        self._unusable = [name for name, _ in refused]
+        self.skipped = tuple(sorted([*refused, *excluded]))
         if not self._records:
             examples = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             raise DataError(
@@ -146,6 +150,11 @@ class FileSource:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def candidates(self) -> list[str]:
+        """Ids of all images of the set, usable or not: the same whatever the shortest side is."""
+        return [*self.ids, *self._unusable]
 
     def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """Decode, shrink and centre-crop images.
@@ -176,7 +185,7 @@ class FileSource:
         return images
 
 
-def parse_caption(entry: dict[str, Any], where: str) -> str:
+def parse_caption(entry: Mapping[str, object], where: str) -> str:
     """Return the caption in a JSON annotation ("" when it has none).
 
     Raises:

@@ -6,7 +6,7 @@ stored bucket by bucket; a shard holds one size.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard
-from davae.data.source import DataError
+from davae.data.image_source import DataError
 
 FORMAT_VERSION = 2
 _KIND = CacheKind(
@@ -84,7 +84,7 @@ class CacheManifest:
         return LatentScaling(self.shift, self.scale, self.patch)
 
     @property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """What must agree for the cache to serve a recipe."""
         return {
             "autoencoder": self.autoencoder,
@@ -104,7 +104,10 @@ Moments = dict[str, Tensor]
 
 
 def write_cache(
-    folder: Path, manifest: CacheManifest, shards: Iterable[tuple[int, int, Any]], part: Part = WHOLE
+    folder: Path,
+    manifest: CacheManifest,
+    shards: Iterable[tuple[int, int, Callable[[], Moments]]],
+    part: Part = WHOLE,
 ) -> Path:
     """Write a cache shard by shard; whole shards of the same key that are already there are kept.
 
@@ -124,7 +127,7 @@ def write_cache(
 
 
 class LatentCache:
-    """Reads a cache by index or id without holding it in memory.
+    """Reads a cache by position in storage order without holding it in memory; `manifest.ids` names the samples.
 
     Args:
         folder: of the cache.
@@ -136,7 +139,6 @@ class LatentCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = _manifest(_KIND.read_manifest(folder))
-        self.index = {sample: position for position, sample in enumerate(self.manifest.ids)}
         self._starts = [0]
         for name, count in self.manifest.shards:
             [stored] = _KIND.count_rows(folder / name, ["mean"])
@@ -160,7 +162,7 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self.manifest.ids)
 
-    def require(self, **expected: Any) -> None:
+    def require(self, **expected: object) -> None:
         """Refuse a cache whose key differs from what a recipe expects, with both values."""
         _KIND.require(self.folder, self.manifest.key, expected)
 
@@ -224,7 +226,7 @@ class LatentCache:
                 self._mapped[name] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return self._mapped[name]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_mapped": {}}
 
 
