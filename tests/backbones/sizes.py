@@ -65,7 +65,7 @@ def families() -> str:
     """What the registry says of each class."""
     head = ["class", "predicted", "conditioned on: arguments of the pipeline", "layers that LoRA adapts by default"]
     rows = [
-        [f"`{name}`", family.convention, family.conditioning, ", ".join(f"`{end}`" for end in family.lora_targets)]
+        [f"`{name}`", family.convention, family.conditioned_on, ", ".join(f"`{end}`" for end in family.lora_targets)]
         for name, family in BACKBONES.items()
     ]
     return markdown(head, "---", rows)

@@ -4,7 +4,7 @@ import pytest
 
 from backbones.sizes import MODELS, PAGE, count, with_tables
 from davae.backbones.registry import BACKBONES, backbone_of
-from davae.backbones.upgrade import widen_with_report
+from davae.backbones.widening import widen_with_report
 
 # Parameters of the public configs, counted once; SD3.5-Medium's position table (226 million numbers) is a buffer.
 PARAMETERS = {

@@ -24,7 +24,7 @@ STEPS, GRID = 3, (8, 16)
 PROMPTS = ["a matte red cube", "", "a metal blue sphere"]
 
 
-def conditioning_for(name: str) -> dict[str, Tensor]:
+def conditions_for(name: str) -> dict[str, Tensor]:
     """Two different texts; SANA's have padding."""
     tensors = {"prompt_embeds": torch.randn(2, WORDS, TEXT)}
     if name == "sana":
@@ -41,7 +41,7 @@ def stock(name: str) -> Any:
     return pipe
 
 
-def trajectory(name: str, pipe: Any, noise: Tensor, conditioning: Mapping[str, Tensor]) -> list[Tensor]:
+def trajectory(name: str, pipe: Any, noise: Tensor, conditions: Mapping[str, Tensor]) -> list[Tensor]:
     """Latents [B, K, h, w] behind every step of the stock pipeline without guidance."""
     seen: list[Tensor] = []
 
@@ -52,7 +52,7 @@ def trajectory(name: str, pipe: Any, noise: Tensor, conditioning: Mapping[str, T
     height, width = (pipe.vae_scale_factor * side for side in GRID)
     packed = pipe._pack_latents(noise, *noise.shape) if name == "flux" else noise
     pipe(
-        **conditioning,
+        **conditions,
         **({"use_resolution_binning": False} if name == "sana" else {}),
         height=height,
         width=width,
@@ -70,16 +70,16 @@ def trajectory(name: str, pipe: Any, noise: Tensor, conditioning: Mapping[str, T
 @pytest.mark.parametrize("name", FLOWING)
 @torch.no_grad()
 def test_euler_steps_with_our_velocity_are_those_of_the_stock_pipeline(name: str) -> None:
-    pipe, conditioning = stock(name), conditioning_for(name)
+    pipe, conditions = stock(name), conditions_for(name)
     family = backbone_of(pipe.transformer)
     latent = torch.randn(2, family.latent_channels(pipe.transformer.config), *GRID)
-    wanted = trajectory(name, pipe, latent, conditioning)
+    wanted = trajectory(name, pipe, latent, conditions)
     sigmas, timesteps = pipe.scheduler.sigmas, pipe.scheduler.timesteps
     if name != "sana":  # its solver rounds timesteps down
         torch.testing.assert_close(timesteps, 1000 * sigmas[:-1])
     for step in range(STEPS):
         time = from_sigma(timesteps[step] / 1000).expand(2)
-        velocity = family.velocity(pipe.transformer, latent, time, conditioning)
+        velocity = family.velocity(pipe.transformer, latent, time, conditions)
         latent = latent + (sigmas[step] - sigmas[step + 1]) * velocity
         assert_close(latent, wanted[step], relative=1e-5)
     assert len(wanted) == STEPS
@@ -88,17 +88,17 @@ def test_euler_steps_with_our_velocity_are_those_of_the_stock_pipeline(name: str
 @pytest.mark.parametrize("name", FLOWING)
 @torch.no_grad()
 def test_samples_of_a_batch_have_times_and_texts_of_their_own(name: str) -> None:
-    transformer, conditioning = FAMILIES[name].transformer(), conditioning_for(name)
+    transformer, conditions = FAMILIES[name].transformer(), conditions_for(name)
     family = backbone_of(transformer)
     latent = torch.randn(2, family.latent_channels(transformer.config), *GRID)
     time = torch.tensor([0.2, 0.9])
-    together = family.velocity(transformer, latent, time, conditioning)
+    together = family.velocity(transformer, latent, time, conditions)
     assert together.shape == latent.shape
     for place in range(2):
-        own = {key: rows[place : place + 1] for key, rows in conditioning.items()}
+        own = {key: rows[place : place + 1] for key, rows in conditions.items()}
         alone = family.velocity(transformer, latent[place : place + 1], time[place : place + 1], own)
         assert_close(together[place : place + 1], alone, relative=1e-5)
-    other = family.velocity(transformer, latent, time.flip(0), conditioning)
+    other = family.velocity(transformer, latent, time.flip(0), conditions)
     assert not torch.allclose(other, together)
 
 
@@ -112,12 +112,12 @@ def one_process() -> Iterator[None]:
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", FLOWING)
 def test_velocity_through_a_ddp_wrap_and_of_stored_16_bit_text(name: str) -> None:
-    transformer, conditioning = FAMILIES[name].transformer(), conditioning_for(name)
+    transformer, conditions = FAMILIES[name].transformer(), conditions_for(name)
     family = backbone_of(transformer)
-    stored = {key: rows.bfloat16() if rows.is_floating_point() else rows for key, rows in conditioning.items()}
+    stored = {key: rows.bfloat16() if rows.is_floating_point() else rows for key, rows in conditions.items()}
     latent, time = torch.randn(2, family.latent_channels(transformer.config), *GRID), torch.rand(2)
     predicted = family.velocity(DistributedDataParallel(transformer), latent, time, stored)
-    assert_close(predicted, family.velocity(transformer, latent, time, conditioning), relative=0.05)
+    assert_close(predicted, family.velocity(transformer, latent, time, conditions), relative=0.05)
     predicted.square().mean().backward()
     embedder = transformer.get_submodule(family.embedders[0])
     assert embedder.weight.grad.abs().sum() > 0

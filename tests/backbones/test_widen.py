@@ -13,7 +13,7 @@ from backbones.families import FAMILIES, Family
 from backbones.transformers import flux_transformer, lightning, pixart_transformer, sd3_transformer
 from conftest import assert_close
 from davae.backbones.registry import BACKBONES, backbone_of
-from davae.backbones.upgrade import widen_with_report
+from davae.backbones.widening import widen_with_report
 from davae.models.lightningdit import LightningDiT
 
 DETAIL = 10
@@ -70,7 +70,6 @@ def test_every_weight_is_copied_or_widened(family: Family, transformer: Any, ini
     touched = [f"{path}.{kind}" for path in (family.head,) for kind in ("weight", "bias")]
     touched += [f"{path}.weight" for path in family.embedders]
     assert sorted(report.widened) == sorted(key for key in touched if key in source)
-    assert not report.new
     assert sorted(report.copied + report.widened) == sorted(state)
     for key in report.copied:
         assert torch.equal(state[key], source[key]), key

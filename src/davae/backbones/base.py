@@ -18,6 +18,22 @@ noise: n on the variance-preserving path a x + b n, with a and b of the schedule
 v: a n - b x on the same path (Salimans and Ho 2022).
 """
 
+FLOW_CONVENTIONS: tuple[Convention, ...] = ("velocity", "native velocity")
+"""What flow matching can train."""
+
+Condition = Literal["label", "text"]
+"""What images are drawn from.
+
+label: the number of a class.
+text: a prompt.
+"""
+
+CALL_ARGUMENTS: Mapping[Condition, str] = {"label": "class_labels", "text": "prompt"}
+"""Condition -> the argument of a pipeline's call that takes it."""
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name -> (shape of one sample, dtype), by the names that `Backbone.velocity` takes."""
+
 DefaultSize = Literal["stored", "fixed", "asked"]
 """Where the size of an image comes from when nobody names one.
 
@@ -28,16 +44,16 @@ asked: height and width belong into every call, because the pipeline's default i
 """
 
 
-def rebuilt(pipe: Any, components: dict[str, Any], pipeline_class: Any = None) -> Any:
+def rebuilt(pipe: Any, components: Mapping[str, object], pipeline_class: type | None = None) -> Any:
     """A pipeline with `pipe`'s settings from other components, of `pipe`'s class unless another is given."""
     known = signature(type(pipe).__init__).parameters
     settings = {key: value for key, value in pipe.config.items() if key in known and key not in components}
     return (pipeline_class or type(pipe))(**settings, **components)
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside a DDP wrap, which hides its config."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+def config_of(model: nn.Module) -> Any:
+    """A model's config, also from inside a DDP wrap, which hides it."""
+    return (model.module if isinstance(model, DistributedDataParallel) else model).config
 
 
 def text_device(pipe: Any) -> torch.device:
@@ -63,8 +79,9 @@ class Backbone:
     class_name: str
     """Class of the transformer, as its config stores it."""
     convention: Convention
-    conditioning: str
-    """What it is conditioned on, and the pipeline's arguments for it."""
+    condition: Condition
+    conditioned_on: str
+    """The same in words for people, with the arguments of the pipeline."""
     embedders: tuple[str, ...]
     """Exact paths of the layers (conv or linear) that take the latent: dimension 1 of their weights."""
     head: str | None
@@ -79,18 +96,27 @@ class Backbone:
     and AdaLN, of the image stream where there are two."""
     predicted_channels: Callable[[Any], int] = lambda config: config.get("out_channels") or config.in_channels
     """(config) -> channels of the prediction: the input's, or twice as many with a learned sigma."""
-    own_weights: Callable[[Any], dict[str, Tensor]] = lambda model: model.state_dict()
+    own_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda model: model.state_dict()
     """(model) -> its weights, without those that a pipeline lends it."""
-    call_with: Mapping[str, Any] = field(default_factory=dict)
+    pipelines: tuple[str, ...] = ()
+    """Class names of the stock pipelines (or davae's) that the library's samplers can draw from."""
+    takes_negative: bool = False
+    """Whether the pipeline's call takes a negative prompt that guidance leads away from."""
+    takes_interval: bool = False
+    """Whether guidance can be switched between steps: through the callback of the pipeline's call, or natively."""
+    call_with: Mapping[str, object] = field(default_factory=dict)
     """Arguments without which the stock pipeline draws an upgraded model at a wrong size."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Pipelines that cannot draw with another number of channels or another compression: class name -> why."""
-    rebuild: Callable[[Any, dict[str, Any]], Any] = rebuilt
+    rebuild: Callable[[Any, Mapping[str, object]], Any] = rebuilt
     """(pipeline, upgraded components) -> the upgraded pipeline."""
-    velocity: Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor] | None = None
-    """(transformer or its DDP wrap, noisy latent [B, K, h, w], native time [B], conditioning) -> native velocity
-    [B, K, h, w]. The conditioning is {"label": [B]}, or what `encode_text` gives, in any dtype. None for models that
-    predict noise."""
+    velocity: Callable[[nn.Module, Tensor, Tensor, Mapping[str, Tensor]], Tensor] | None = None
+    """(transformer or its DDP wrap, noisy latent [B, K, h, w], native time [B], conditions) -> native velocity
+    [B, K, h, w]. The conditions are {"label": [B]}, or what `encode_text` gives, in any dtype. None where the family
+    is not trained by this library, as for models that predict noise."""
+    condition_shapes: Callable[[Any, int], Shapes] | None = None
+    """(config, max length in tokens) -> names, shapes and dtypes of one sample's conditions, as `velocity` takes
+    them: for estimates and random inputs without a text encoder. None where the family is not trained."""
     text_parts: tuple[str, ...] = ()
     """Names of the pipeline's components that encode text, tokenizers among them."""
     encode_text: Callable[[Any, list[str], int], dict[str, Tensor]] | None = None
@@ -100,8 +126,72 @@ class Backbone:
     count_tokens: Callable[[Any, list[str], int], dict[str, tuple[int, list[int]]]] | None = None
     """(pipeline, prompts, max length in tokens) -> for each tokenizer by name: how many tokens it keeps, and how many
     each prompt has. Special tokens count."""
-    call_with_embeddings: Mapping[str, Any] = field(default_factory=dict)
+    call_with_embeddings: Mapping[str, object] = field(default_factory=dict)
     """Arguments that the stock pipeline's call needs beside embeddings of a prompt and of a negative one."""
+
+    def __post_init__(self) -> None:
+        training = self._expect_all_or_none("velocity", "condition_shapes")
+        encoding = self._expect_all_or_none("text_parts", "encode_text", "count_tokens")
+        contradictions = {
+            f"it is trained, and predicts {self.convention}: allowed are {', '.join(FLOW_CONVENTIONS)}": (
+                training and self.convention not in FLOW_CONVENTIONS
+            ),
+            "it is trained from text, which nothing encodes: give text_parts, encode_text and count_tokens": (
+                training and self.is_text and not encoding
+            ),
+            "it draws from labels, and encodes text: leave text_parts, encode_text and count_tokens out": (
+                encoding and not self.is_text
+            ),
+            "it draws from labels, and takes a negative prompt": self.takes_negative and not self.is_text,
+            "guidance is switched by the samplers, which draw from none of its pipelines: name them": (
+                self.takes_interval and not self.pipelines
+            ),
+        }
+        for contradiction, is_true in contradictions.items():
+            if is_true:
+                raise ValueError(f"The family {self.class_name} contradicts itself: {contradiction}.")
+
+    def _expect_all_or_none(self, *fields: str) -> bool:
+        given = [name for name in fields if getattr(self, name)]
+        if given and len(given) < len(fields):
+            missing = ", ".join(name for name in fields if name not in given)
+            raise ValueError(
+                f"The family {self.class_name} is incomplete: got {', '.join(given)} without {missing}. Give all of "
+                f"{', '.join(fields)}, or none."
+            )
+        return bool(given)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether images are drawn from prompts; else from class labels."""
+        return self.condition == "text"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this library trains the family."""
+        return self.velocity is not None and self.condition_shapes is not None
+
+    @property
+    def call_argument(self) -> str:
+        """Name of the argument of the pipeline's call that says what is drawn."""
+        return CALL_ARGUMENTS[self.condition]
+
+    def shapes_of_conditions(self, config: Any, max_length: int) -> Shapes:
+        """What one sample is conditioned on, by the names that `velocity` takes.
+
+        Args:
+            config: of the transformer.
+            max_length: tokens of the long text encoder, as `encode_text` takes it; classes have none.
+
+        Raises:
+            ValueError: the family is not trained by this library.
+        """
+        if self.condition_shapes is None:
+            raise ValueError(
+                f"The conditions of a {self.class_name} are not known, because this library does not train it. Take "
+                f"a family that is trained; docs/backbones.md has them."
+            )
+        return self.condition_shapes(config, max_length)
 
     @property
     def heads(self) -> tuple[str, ...]:

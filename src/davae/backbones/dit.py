@@ -3,12 +3,13 @@
 The pipeline draws one size, `sample_size` latent positions, which the computed position table is made for.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from davae.backbones.base import Backbone, rebuilt
 
 
-def _rebuild(pipe: Any, components: dict[str, Any]) -> Any:
+def _rebuild(pipe: Any, components: Mapping[str, object]) -> Any:
     upgraded = rebuilt(pipe, components)
     upgraded.labels = dict(pipe.labels)  # names of the classes: the pipeline keeps them outside its config
     return upgraded
@@ -17,7 +18,8 @@ def _rebuild(pipe: Any, components: dict[str, Any]) -> Any:
 DIT = Backbone(
     class_name="DiTTransformer2DModel",
     convention="noise",
-    conditioning="class label: class_labels",
+    condition="label",
+    conditioned_on="class label: class_labels",
     embedders=("pos_embed.proj",),
     head="proj_out_2",
     default_size="fixed",

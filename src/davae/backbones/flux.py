@@ -4,13 +4,14 @@ Rotary positions count tokens, and the timestep shift follows the number of toke
 image. The pipelines' default size is 128 latent positions, whatever the config says.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from davae.backbones.base import Backbone, text_device, token_lengths, unwrapped
+from davae.backbones.base import Backbone, Shapes, config_of, text_device, token_lengths
 from davae.core.flow import to_scheduler_velocity, to_sigma
 
 TRAINING_GUIDANCE = 1.0
@@ -36,17 +37,17 @@ def _positions(height: int, width: int, like: Tensor) -> Tensor:
     return torch.cartesian_prod(torch.zeros_like(rows[:1]), rows, columns)
 
 
-def _velocity(transformer: Any, latent: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+def _velocity(transformer: nn.Module, latent: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     folded = pixel_unshuffle(latent, 2)  # [B, 4 K, h / 2, w / 2], feature 4 k + phase
     height, width = folded.shape[-2:]
-    text = conditioning["prompt_embeds"].to(latent.dtype)
-    guided = unwrapped(transformer).config.guidance_embeds
+    text = conditions["prompt_embeds"].to(latent.dtype)
+    guided = config_of(transformer).guidance_embeds
     predicted = transformer(
         hidden_states=folded.flatten(2).transpose(1, 2),
         timestep=to_sigma(time),
         guidance=torch.full_like(time, TRAINING_GUIDANCE) if guided else None,
         encoder_hidden_states=text,
-        pooled_projections=conditioning["pooled_prompt_embeds"].to(latent.dtype),
+        pooled_projections=conditions["pooled_prompt_embeds"].to(latent.dtype),
         txt_ids=text.new_zeros(text.shape[1], 3),
         img_ids=_positions(height, width, latent),
         return_dict=False,
@@ -54,17 +55,30 @@ def _velocity(transformer: Any, latent: Tensor, time: Tensor, conditioning: dict
     return to_scheduler_velocity(pixel_shuffle(predicted.transpose(1, 2).unflatten(2, (height, width)), 2))
 
 
+def _condition_shapes(config: Any, max_length: int) -> Shapes:
+    return {
+        "prompt_embeds": ((max_length, config.joint_attention_dim), torch.float32),
+        "pooled_prompt_embeds": ((config.pooled_projection_dim,), torch.float32),
+    }
+
+
 FLUX = Backbone(
     class_name="FluxTransformer2DModel",
     convention="velocity",
-    conditioning="T5 and pooled CLIP text: prompt (prompt_embeds, pooled_prompt_embeds); guidance_scale as an input",
+    condition="text",
+    conditioned_on=(
+        "T5 and pooled CLIP text: prompt (prompt_embeds, pooled_prompt_embeds); guidance_scale as an input"
+    ),
     embedders=("x_embedder",),
     head="proj_out",
     packing=2,
     default_size="asked",
     # A single block's `proj_out` is the last layer of its attention and of its feed-forward part at once.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "norm1.linear", "proj_out", "norm.linear"),
+    pipelines=("FluxPipeline",),
+    takes_negative=False,  # guidance is an input of its model
     velocity=_velocity,
+    condition_shapes=_condition_shapes,
     text_parts=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     encode_text=_encode_text,
     count_tokens=_count_tokens,

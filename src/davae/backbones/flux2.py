@@ -8,11 +8,13 @@ from davae.backbones.base import Backbone
 FLUX2 = Backbone(
     class_name="Flux2Transformer2DModel",
     convention="velocity",
-    conditioning="language model text: prompt (prompt_embeds), reference images: image; guidance_scale as an input",
+    condition="text",
+    conditioned_on="language model text: prompt (prompt_embeds), reference images: image; guidance_scale as an input",
     embedders=("x_embedder",),
     head="proj_out",
     packing=2,
     default_size="asked",
+    takes_negative=False,  # guidance is an input of its model
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0", "ff.linear_out", "double_stream_modulation_img.linear"),
         # A single block fuses queries, keys and values with the first feed-forward layer, and the two last layers.

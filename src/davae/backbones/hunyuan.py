@@ -4,6 +4,7 @@ The config says `learn_sigma` in place of `out_channels`. The stock pipelines co
 compression 8 only, so the upgrade comes with a pipeline of its own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from davae.backbones.base import Backbone, rebuilt
@@ -11,7 +12,7 @@ from davae.backbones.base import Backbone, rebuilt
 _EIGHT = "it computes positions for autoencoders of compression 8 only"
 
 
-def _rebuild(pipe: Any, components: dict[str, Any]) -> Any:
+def _rebuild(pipe: Any, components: Mapping[str, object]) -> Any:
     from davae.backbones.hunyuan_pipeline import HunyuanDiTPipelineDA  # loads text encoders' classes
 
     return rebuilt(pipe, components, HunyuanDiTPipelineDA)
@@ -20,11 +21,13 @@ def _rebuild(pipe: Any, components: dict[str, Any]) -> Any:
 HUNYUAN = Backbone(
     class_name="HunyuanDiT2DModel",
     convention="v",
-    conditioning="CLIP and T5 text: prompt, negative_prompt (prompt_embeds and prompt_embeds_2 with their masks)",
+    condition="text",
+    conditioned_on="CLIP and T5 text: prompt, negative_prompt (prompt_embeds and prompt_embeds_2 with their masks)",
     embedders=("pos_embed.proj",),
     head="proj_out",
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "norm1.linear"),
     predicted_channels=lambda config: config.in_channels * (2 if config.learn_sigma else 1),
+    takes_negative=True,
     refused={"HunyuanDiTPAGPipeline": _EIGHT, "HunyuanDiTControlNetPipeline": _EIGHT},
     rebuild=_rebuild,
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import HunyuanDiTPipeline
+from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import HunyuanDiTPipeline
 from torch import Tensor
 
 

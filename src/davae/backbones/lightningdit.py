@@ -5,24 +5,34 @@ and REPA are another network and do not fit: they have a GELU MLP in place of Sw
 place of RMSNorm, and no rotary positions.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from davae.backbones.base import Backbone
+from davae.backbones.base import Backbone, Shapes
 
 
-def _velocity(transformer: Any, noisy: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-    return transformer(noisy, time, conditioning["label"]).sample
+def _velocity(transformer: nn.Module, noisy: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    return transformer(noisy, time, conditions["label"]).sample
+
+
+def _condition_shapes(config: Any, max_length: int) -> Shapes:
+    return {"label": ((), torch.int64)}
 
 
 LIGHTNINGDIT = Backbone(
     class_name="LightningDiT",
     convention="native velocity",
-    conditioning="class label: class_labels",
+    condition="label",
+    conditioned_on="class label: class_labels",
     embedders=("x_embedder.proj",),
     head="final_layer.linear",
     default_size="fixed",
     lora_targets=("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1"),
+    pipelines=("LightningDiTPipeline",),
+    takes_interval=True,
     velocity=_velocity,
+    condition_shapes=_condition_shapes,
 )

@@ -11,10 +11,13 @@ from davae.backbones.base import Backbone
 PIXART = Backbone(
     class_name="PixArtTransformer2DModel",
     convention="noise",
-    conditioning="T5 text: prompt, negative_prompt (prompt_embeds, prompt_attention_mask)",
+    condition="text",
+    conditioned_on="T5 text: prompt, negative_prompt (prompt_embeds, prompt_attention_mask)",
     embedders=("pos_embed.proj",),
     head="proj_out",
     default_size="asked",
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "adaln_single.linear"),
+    pipelines=("PixArtSigmaPipeline",),
+    takes_negative=True,
     call_with={"use_resolution_binning": False},
 )

@@ -4,13 +4,14 @@ The 512 and 1024 px models have no positions. The pipelines' default size is 102
 resolution binning picks sizes by `sample_size`: it would draw half the side and enlarge the image.
 """
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from davae.backbones.base import Backbone, text_device, token_lengths, unwrapped
+from davae.backbones.base import Backbone, Shapes, config_of, text_device, token_lengths
 from davae.core.flow import to_scheduler_velocity, to_sigma
 
 TRAIN_TIMESTEPS = 1000
@@ -51,28 +52,39 @@ def _count_tokens(pipe: Any, prompts: list[str], max_length: int) -> dict[str, t
     return {"tokenizer": (limit, token_lengths(pipe.tokenizer, texts))}
 
 
-def _velocity(transformer: Any, latent: Tensor, time: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+def _velocity(transformer: nn.Module, latent: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     predicted = transformer(
         latent,
-        encoder_hidden_states=conditioning["prompt_embeds"].to(latent.dtype),
-        encoder_attention_mask=conditioning["prompt_attention_mask"],
-        timestep=TRAIN_TIMESTEPS * to_sigma(time) * unwrapped(transformer).config.timestep_scale,
+        encoder_hidden_states=conditions["prompt_embeds"].to(latent.dtype),
+        encoder_attention_mask=conditions["prompt_attention_mask"],
+        timestep=TRAIN_TIMESTEPS * to_sigma(time) * config_of(transformer).timestep_scale,
         return_dict=False,
     )[0]
     return to_scheduler_velocity(predicted)
 
 
+def _condition_shapes(config: Any, max_length: int) -> Shapes:
+    return {
+        "prompt_embeds": ((max_length, config.caption_channels), torch.float32),
+        "prompt_attention_mask": ((max_length,), torch.int64),
+    }
+
+
 SANA = Backbone(
     class_name="SanaTransformer2DModel",
     convention="velocity",
-    conditioning="Gemma text: prompt, negative_prompt (prompt_embeds, prompt_attention_mask)",
+    condition="text",
+    conditioned_on="Gemma text: prompt, negative_prompt (prompt_embeds, prompt_attention_mask)",
     embedders=("patch_embed.proj",),
     head="proj_out",
     default_size="asked",
     # The second feed-forward layer is a 1x1 conv.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.conv_point", "time_embed.linear"),
+    pipelines=("SanaPipeline",),
+    takes_negative=True,
     call_with={"use_resolution_binning": False},
     velocity=_velocity,
+    condition_shapes=_condition_shapes,
     text_parts=("text_encoder", "tokenizer"),
     encode_text=_encode_text,
     count_tokens=_count_tokens,

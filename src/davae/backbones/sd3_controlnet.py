@@ -5,16 +5,14 @@ ControlNet puts its mask after the latent's channels (`extra_conditioning_channe
 ControlNets of SD3.5-Large have no embedder for the noisy latent: their pipeline lends them the transformer's.
 """
 
-from typing import Any
+from torch import Tensor, nn
 
-from torch import Tensor
-
-from davae.backbones.base import Backbone
+from davae.backbones.base import Backbone, config_of
 
 
-def _own_weights(model: Any) -> dict[str, Tensor]:
+def _own_weights(model: nn.Module) -> dict[str, Tensor]:
     weights = model.state_dict()
-    if model.config.use_pos_embed:
+    if config_of(model).use_pos_embed:
         return weights
     return {key: value for key, value in weights.items() if not key.startswith("pos_embed.")}
 
@@ -22,9 +20,11 @@ def _own_weights(model: Any) -> dict[str, Tensor]:
 SD3_CONTROLNET = Backbone(
     class_name="SD3ControlNetModel",
     convention="velocity",
-    conditioning="control image: control_image; text as SD3",
+    condition="text",
+    conditioned_on="control image: control_image; text as SD3",
     embedders=("pos_embed.proj", "pos_embed_input.proj"),
     head=None,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "norm1.linear"),
     own_weights=_own_weights,
+    takes_negative=True,
 )

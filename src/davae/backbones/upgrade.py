@@ -3,13 +3,13 @@
 import logging
 from typing import Any
 
-from davae.backbones.base import Backbone
+from torch import nn
+
+from davae.backbones.base import Backbone, config_of
 from davae.backbones.registry import backbone_of
-from davae.backbones.widening import widen, widen_with_report
+from davae.backbones.widening import widen
 from davae.core.widen import Init
 from davae.models.autoencoder import AutoencoderDA
-
-__all__ = ["upgrade", "widen", "widen_with_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def _backbone_of(pipe: Any) -> Backbone:
     return backbone
 
 
-def _expect_pair(base_vae: Any, vae: AutoencoderDA, model: Any) -> None:
-    taken = backbone_of(model).latent_channels(model.config)
+def _expect_pair(base_vae: object, vae: AutoencoderDA, model: nn.Module) -> None:
+    taken = backbone_of(model).latent_channels(config_of(model))
     if taken != vae.layout.base_channels:
         raise ValueError(
             f"The autoencoder and the transformer are not a pair: {type(base_vae).__name__} has "

@@ -1,20 +1,23 @@
 """`davae.widen`: the same transformer class with more latent channels."""
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from davae.backbones.base import Backbone
+from davae.backbones.base import Backbone, config_of
 from davae.backbones.registry import backbone_of
 from davae.core.widen import Init, KeyReport, widen_inputs, widen_outputs
 from davae.models.inherit import constructor_arguments
 
+Transformer = TypeVar("Transformer")
+"""A class of transformers, which comes back. For type checkers those that diffusers exports are no modules."""
+
 logger = logging.getLogger(__name__)
 
 
-def widen(transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0) -> Any:
+def widen(transformer: Transformer, detail_channels: int, init: Init = "zero", seed: int = 0) -> Transformer:
     """A new transformer of the same class with `detail_channels` more latent channels.
 
     With init "zero" every weight is copied bit for bit or zero, so that the prediction on the base channels is
@@ -35,8 +38,8 @@ def widen(transformer: Any, detail_channels: int, init: Init = "zero", seed: int
 
 
 def widen_with_report(
-    transformer: Any, detail_channels: int, init: Init = "zero", seed: int = 0, *, consume: bool = False
-) -> tuple[Any, KeyReport]:
+    transformer: Transformer, detail_channels: int, init: Init = "zero", seed: int = 0, *, consume: bool = False
+) -> tuple[Transformer, KeyReport]:
     """`widen`, and what happened to every key.
 
     With `consume` the new transformer takes over the tensors that stay as they are, instead of copies, so that both
@@ -45,14 +48,15 @@ def widen_with_report(
     if detail_channels < 1:
         raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
     backbone = backbone_of(transformer)
-    channels = backbone.latent_channels(transformer.config) + detail_channels
+    source: Any = transformer
+    channels = backbone.latent_channels(source.config) + detail_channels
     # What the class does not know, or derives itself, stays behind: diffusers would warn, or put defaults back.
-    known = constructor_arguments(transformer)
-    config = {**known, **backbone.widened_config(transformer.config, channels)}
+    known = constructor_arguments(source)
+    config = {**known, **backbone.widened_config(source.config, channels)}
     # Weights and buffers come from the source: a billion-parameter model is never initialised for nothing.
     with torch.device("meta"):
-        widened = type(transformer).from_config(config)
-    state, report = _widened_state(transformer, backbone, channels, init, seed)
+        widened = type(source).from_config(config)
+    state, report = _widened_state(source, backbone, channels, init, seed)
     if not consume:
         state |= {name: state[name].clone() for name in report.copied}
     strangers = sorted(widened.state_dict().keys() ^ state.keys())
@@ -61,19 +65,19 @@ def widen_with_report(
             f"The widened {backbone.class_name} expects other weights than its source has; {len(strangers)} "
             f"offending keys: {', '.join(strangers[:6])}. Unload adapters and unload or fuse LoRA first."
         )
-    frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
+    frozen = {name for name, weight in source.named_parameters() if not weight.requires_grad}
     widened.load_state_dict(state, assign=True)
     for name, weight in widened.named_parameters():
         weight.requires_grad_(name not in frozen)
-    _take_buffers(transformer, widened, consume)
-    return widened.train(transformer.training), report
+    _take_buffers(source, widened, consume)
+    return widened.train(source.training), report
 
 
 def _widened_state(
-    transformer: Any, backbone: Backbone, channels: int, init: Init, seed: int
+    transformer: nn.Module, backbone: Backbone, channels: int, init: Init, seed: int
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """New tensors for the layers that widen, the transformer's own for all others."""
-    config, area = transformer.config, backbone.packing**2
+    config, area = config_of(transformer), backbone.packing**2
     inputs = {f"{path}.weight" for path in backbone.embedders}
     outputs = {f"{backbone.head}.weight", f"{backbone.head}.bias"}
     taken, wide, groups = config.in_channels, channels * area, backbone.output_groups(config)
@@ -93,7 +97,7 @@ def _widened_state(
     return state, report
 
 
-def _take_buffers(source: Any, target: Any, consume: bool) -> None:
+def _take_buffers(source: nn.Module, target: nn.Module, consume: bool) -> None:
     """Buffers too, saved or not: a position table that was rounded to bfloat16 stays rounded."""
     buffers = dict(source.named_buffers())
     for name, _ in target.named_buffers():
