@@ -13,10 +13,12 @@ from davae.core.losses import hinge_discriminator
 from davae.data.solids import SolidsSource
 from davae.train.adversary import Adversary
 from davae.train.checkpoint import CheckpointStore
-from davae.train.feed import ImageSet, Share, feed
-from davae.train.loop import OptimConfig, train
+from davae.train.feed import Share, feed
+from davae.train.image_set import ImageSet
+from davae.train.loop import train
 from davae.train.objective import AdversarialConfig, TokenizerConfig
-from davae.train.subjects import StructuredSubject
+from davae.train.reconstructor import UpgradedReconstructor
+from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
 from tiny_pair import tiny_autoencoder
 
@@ -100,7 +102,7 @@ def trained(folder: Path, **settings: Any) -> tuple[TokenizerTask, dict[str, Ten
     judge = AdversarialConfig(start_step=1, width=4, optim=OptimConfig(lr=1e-2, betas=(0.5, 0.9)), **settings)
     autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=8)
     config = TokenizerConfig(steps=4, batch_size=4, precision="fp32", adversarial=judge)
-    task = TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config)
+    task = TokenizerTask(UpgradedReconstructor(autoencoder, config, seed=0), config)
     answers: list[float] = []
     task.adversary.network.register_forward_hook(lambda _, __, answer: answers.append(float(answer.detach().mean())))
     images, store = ImageSet(SolidsSource(8), 32, seed=0), CheckpointStore(folder, {})

@@ -15,11 +15,13 @@ from davae.core.layout import LatentLayout
 from davae.data.solids import SolidsSource
 from davae.train.balance import Balance, Term
 from davae.train.checkpoint import CheckpointStore
-from davae.train.feed import ImageSet, Share, feed
+from davae.train.feed import Share, feed
+from davae.train.image_set import ImageSet
 from davae.train.journal import Journal
-from davae.train.loop import OptimConfig, train
+from davae.train.loop import train
 from davae.train.objective import AdversarialConfig, PerceptualConfig, TokenizerConfig
-from davae.train.subjects import Reconstruction, StructuredSubject
+from davae.train.reconstructor import Reconstruction, UpgradedReconstructor
+from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
 from tiny_pair import tiny_autoencoder
 
@@ -30,7 +32,7 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 class GoldenGraph(nn.Module):
-    """The graph of the golden case as a `Subject`: `enc` makes the detail, `last` the image."""
+    """The graph of the golden case as a `Reconstructor`: `enc` makes the detail, `last` the image."""
 
     layout, vision = LatentLayout(4, 12), None
 
@@ -73,7 +75,8 @@ def test_the_whole_step_is_the_references(golden, case: str) -> None:
     batch = {"image": (tensors["in.x"] + 1) * 127.5, "position": torch.arange(2)}
     step = 5000 if case.endswith("before_start") else 5001
 
-    total, values = task.loss("autoencoder", graph, batch, step)
+    loss = task.loss("autoencoder", graph, batch, step)
+    total, values = loss.total, loss.values
     total.backward()
     nll = values["l1"] + values.get("perceptual", 0)
     got = {"total": total, "nll": nll, "kl": values["kl"], "align_loss": values["align"]}
@@ -81,7 +84,7 @@ def test_the_whole_step_is_the_references(golden, case: str) -> None:
     assert task.is_active("discriminator", step) == bool(want["disc_factor"])
     if want["disc_factor"]:
         got |= {"g_loss": values["adversarial"], "d_weight": values["adversarial_weight"]}
-        got |= {"d_loss": task.loss("discriminator", task.adversary.network, batch, step)[0]}
+        got |= {"d_loss": task.loss("discriminator", task.adversary.network, batch | loss.outputs, step).total}
     else:
         assert not {"adversarial", "adversarial_weight"} & values.keys()
     for name, value in got.items():
@@ -203,7 +206,7 @@ def test_the_ratio_is_that_of_the_global_batch() -> None:
 
     seen: list[Tensor] = []
     apart = [measure(half, note) for half in inputs.chunk(2)]
-    means = iter([(one + other) / 2 for one, other in zip(seen[:2], seen[2:], strict=True)])
+    means = iter([(first + second) / 2 for first, second in zip(seen[:2], seen[2:], strict=True)])
     together = measure(inputs[:4], lambda gradient: next(means))
     assert together == pytest.approx(measure(inputs, alone), rel=1e-5)
     assert together != pytest.approx(sum(apart) / 2, rel=1e-3)
@@ -213,7 +216,7 @@ def tokenizer(**settings: Any) -> TokenizerTask:
     torch.manual_seed(0)
     autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=8)
     config = TokenizerConfig(**{"batch_size": 4, "precision": "fp32", "log_every": 1} | settings)
-    return TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config)
+    return TokenizerTask(UpgradedReconstructor(autoencoder, config, seed=0), config)
 
 
 def fit(task: TokenizerTask, images: int = 16, **parts: Any) -> None:

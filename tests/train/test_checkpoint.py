@@ -1,6 +1,7 @@
 """Checkpoints survive kills, full disks and changed minds."""
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -117,6 +118,31 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     store.save(15, groups(16))
     assert store.latest().groups["net"]["count"] == 16
     assert names(tmp_path) == ["checkpoint-00000010", "checkpoint-00000015"]
+
+
+@pytest.mark.parametrize("process", [os.getpid(), 1, 4_194_304], ids=["alive", "first", "largest"])
+def test_what_a_killed_process_left_is_removed_whatever_its_number(tmp_path: Path, process: int) -> None:
+    """In a container the next process often has the number of the one before it."""
+    store = saved(tmp_path, 10)
+    (tmp_path / "checkpoint-00000010").rename(tmp_path / f".checkpoint-00000010.{process}.tmp")
+    (tmp_path / ".checkpoint-00000007.tmp").mkdir()  # as earlier versions named them
+    (tmp_path / ".other.tmp").touch()
+    assert store.latest() is None
+    store.save(20, groups(20))
+    assert names(tmp_path) == [".other.tmp", "checkpoint-00000020"]
+
+
+def test_a_checkpoint_is_a_folder_of_files_by_group(tmp_path: Path) -> None:
+    """To change this is to give up every run that is under way."""
+    folder = saved(tmp_path, 7).latest().path
+    files = {f"{name}.safetensors": (folder / f"{name}.safetensors").stat().st_size for name in groups(7)}
+    assert names(folder) == sorted([*files, "checkpoint.json"])
+    assert json.loads((folder / "checkpoint.json").read_text()) == {
+        "format_version": 1,
+        "step": 7,
+        "files": {name.removesuffix(".safetensors"): size for name, size in files.items()},
+        "identity": {"steps": 100, "optim": {"lr": 1e-4, "betas": [0.9, 0.95]}, "seed": 0},
+    }
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

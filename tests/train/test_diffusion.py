@@ -15,13 +15,15 @@ from davae.core.flow import from_sigma, interpolate, predicted_data, shift_time,
 from davae.core.layout import LatentLayout
 from davae.core.losses import weighted_mse
 from davae.core.schedules import detail_weight, min_snr_weight
-from davae.data.latents import CacheManifest, LatentCache, write_cache
+from davae.data.latent_cache import CacheManifest, LatentCache, write_cache
+from davae.train.batch import Batch
 from davae.train.checkpoint import CheckpointStore
 from davae.train.conditions import Labels
 from davae.train.diffusion import DiffusionConfig, DiffusionTask
-from davae.train.feed import Batch, Share, feed
+from davae.train.feed import Share, feed
 from davae.train.latent_set import LatentSet, draws
-from davae.train.loop import OptimConfig, train
+from davae.train.loop import train
+from davae.train.settings import OptimConfig
 from tiny_pair import tiny_transformer
 
 LAYOUT = LatentLayout(4, 4)
@@ -51,8 +53,8 @@ def batch(*positions: int, channels: int = 8) -> Batch:
 
 def loss(task: DiffusionTask, step: int = 0, given: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     network = task.learners["transformer"].network
-    total, values = task.loss("transformer", network, given or batch(0, 1, 2, 3), step)
-    return total, {name: value.item() for name, value in values.items()}
+    found = task.loss("transformer", network, given or batch(0, 1, 2, 3), step)
+    return found.total, {name: value.item() for name, value in found.values.items()}
 
 
 def cache(folder: Path, count: int = 10, flips: bool = True) -> LatentCache:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from davae.train.ema import ExponentialAverage
+from davae.train.ema import ExponentialAverage, advice_on_average, initial_share
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -58,14 +58,14 @@ def test_the_weights_come_back_bit_for_bit() -> None:
     move(model, 0.3)
     average.update(0)
     move(model, 0.1)
-    own = [weight.detach().clone() for weight in model.parameters()]
+    kept = [weight.detach().clone() for weight in model.parameters()]
     with average.applied():
         assert torch.equal(model[1].weight, average.shadow["1.weight"])
-        assert not torch.equal(model[1].weight, own[2])
-    assert all(map(torch.equal, model.parameters(), own))
+        assert not torch.equal(model[1].weight, kept[2])
+    assert all(map(torch.equal, model.parameters(), kept))
     with pytest.raises(KeyboardInterrupt), average.applied():
         raise KeyboardInterrupt
-    assert all(map(torch.equal, model.parameters(), own))
+    assert all(map(torch.equal, model.parameters(), kept))
 
 
 def test_half_precision_weights_have_a_full_precision_average() -> None:
@@ -105,3 +105,55 @@ def test_a_strangers_average_is_refused() -> None:
 def test_the_decay_has_a_range(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"\[0, 1\); got {decay}"):
         ExponentialAverage(network(), decay)
+
+
+@pytest.mark.parametrize("ramp", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("steps", [0, 1, 7, 60])
+def test_the_initial_share_is_what_is_left_of_the_initial_weights(decay: float, steps: int, ramp: bool) -> None:
+    model = network(torch.float64)
+    nn.init.ones_(model[1].weight)
+    average = ExponentialAverage(model, decay, ramp)
+    nn.init.zeros_(model[1].weight)  # whatever is not 0 in the end was there in the beginning
+    for step in range(steps):
+        average.update(step)
+    left = initial_share(decay, steps, ramp)
+    torch.testing.assert_close(average.shadow["1.weight"], torch.full((2, 2), left), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", [0.05, 0.1, 0.5, 0.9, 0.9999])
+def test_the_share_of_a_ramp_is_the_product_of_its_decays(decay: float) -> None:
+    share = 1.0
+    for step in range(300):
+        assert initial_share(decay, step, ramp=True) == pytest.approx(share, rel=1e-9)
+        share *= min(decay, (1 + step) / (10 + step))
+
+
+def test_the_initial_share_by_hand() -> None:
+    assert initial_share(0.999, 60) == pytest.approx(0.9417, abs=1e-4)
+    assert initial_share(0.9, 2, ramp=True) == pytest.approx(1 / 10 * 2 / 11)
+    assert initial_share(0.15, 3, ramp=True) == pytest.approx(1 / 10 * 0.15 * 0.15)
+
+
+def test_a_short_run_is_told_what_to_set() -> None:
+    assert advice_on_average(0.999, 60) == (
+        "with ema_decay 0.999 the averaged weights, which are the result, are still 94% the initial ones after "
+        "60 steps; set ema_ramp: true, or lower ema_decay to 0.962, which leaves 10%."
+    )
+    assert advice_on_average(0.999, 60, ramp=True) is None
+    assert advice_on_average(0.999, 4000) is None
+    assert "still 37% the initial ones after 10,000 steps" in str(advice_on_average(0.9999, 10_000))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 60, 999, 10_000, 2_000_000, 10**8])
+def test_the_decay_that_is_recommended_is_enough_and_no_lower_than_needed(steps: int) -> None:
+    advice = str(advice_on_average(1 - 1e-12, steps))
+    recommended = float(advice.split("lower ema_decay to ")[1].split(",", maxsplit=1)[0])
+    assert 0.05 < initial_share(recommended, steps) <= 0.1
+    assert advice_on_average(recommended, steps) is None
+
+
+def test_a_ramp_is_recommended_where_it_helps() -> None:
+    assert "ema_ramp" not in str(advice_on_average(0.999, 1))  # its first decay is 0.1
+    assert "ema_ramp" not in str(advice_on_average(0.999, 1, ramp=True))
+    assert "ema_ramp" in str(advice_on_average(0.999, 2))

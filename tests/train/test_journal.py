@@ -1,9 +1,16 @@
 """`stats.jsonl`: curves without gaps or doubles, whatever happened to the run."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
-from davae.train.journal import Journal
+import pytest
+import torch
+from accelerate import Accelerator
+
+from davae.train.journal import Journal, Window
 
 
 def rows(path: Path) -> list[tuple[str, int]]:
@@ -64,3 +71,44 @@ def test_a_journal_without_a_path_keeps_nothing(tmp_path: Path, monkeypatch) -> 
     monkeypatch.chdir(tmp_path)
     written(None, "finetune", 5).rewind(0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rewind_on_a_full_disk_leaves_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stats.jsonl"
+    journal = written(path, "finetune", 5, 10)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            journal.rewind(5)
+    assert rows(path) == [("finetune", 5), ("finetune", 10)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_window_has_means_over_the_steps_that_had_the_value() -> None:
+    window, accelerator = Window(batch_size=8), Accelerator(cpu=True)
+    first = {"loss": torch.tensor(1.0), "whole": torch.tensor(3)}
+    window.add(first)
+    window.add({"loss": torch.tensor(2.0)})
+    window.add({"loss": torch.tensor(6.0), "late": torch.tensor(0.5, dtype=torch.bfloat16)})
+    row = window.close(accelerator)
+    assert list(row) == ["loss", "whole", "late", "images_per_second"]
+    assert row.pop("images_per_second") > 0
+    assert row == {"loss": 3.0, "whole": 3.0, "late": 0.5}
+    assert first["loss"] == 1.0  # what a step gave is not summed into
+    window.add({"other": torch.tensor(7.0)})
+    assert window.close(accelerator).keys() == {"other", "images_per_second"}
+    assert window.close(accelerator) == {"images_per_second": 0.0}
+
+
+def test_the_rate_is_that_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0, 104.0, 105.0, 105.0])
+    monkeypatch.setattr("davae.train.journal.time.monotonic", lambda: next(clock))
+    window, accelerator = Window(batch_size=6), Accelerator(cpu=True)
+    for steps, rate in ((2, 3.0), (1, 6.0)):
+        for _ in range(steps):
+            window.add({})
+        assert window.close(accelerator) == {"images_per_second": rate}

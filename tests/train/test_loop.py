@@ -15,10 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from davae.core.observer import Silent
 from davae.train.checkpoint import CheckpointError, CheckpointStore
+from davae.train.ema import advice_on_average
 from davae.train.interrupt import Interrupted
 from davae.train.journal import Journal
-from davae.train.loop import Learner, LoopConfig, OptimConfig, train
+from davae.train.loop import train
+from davae.train.settings import LoopConfig, OptimConfig
+from davae.train.task import Learner, Loss
 
 SLOPE = torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
 
@@ -27,9 +31,9 @@ def line(ema_decay: float | None = None, **optim: Any) -> Any:
     """The task of fitting a line: one learner, "line"."""
     torch.manual_seed(0)
 
-    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict]:
+    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         prediction = network(batch["x"])
-        return (prediction.float() - batch["y"]).square().mean(), {"x": batch["x"].mean()}
+        return Loss((prediction.float() - batch["y"]).square().mean(), {"x": batch["x"].mean()})
 
     learner = Learner(nn.Linear(4, 1), OptimConfig(**{"lr": 0.05} | optim), ema_decay)
     return SimpleNamespace(learners={"line": learner}, state={}, is_active=lambda *_: True, loss=loss)
@@ -57,7 +61,7 @@ def batches(accumulation: int = 1, poison: int | None = None) -> Callable[[int],
 
 def fit(task: Any, steps: int = 8, feed: Any = None, **settings: Any) -> Any:
     """Train on the CPU; returns the average."""
-    parts = {name: settings.pop(name) for name in ("store", "journal", "hooks") if name in settings}
+    parts = {name: settings.pop(name) for name in ("store", "journal", "hooks", "observer") if name in settings}
     config = LoopConfig(**{"steps": steps, "batch_size": 12, "precision": "fp32", "log_every": 1} | settings)
     return train(task, feed or batches(config.accumulation), config, Accelerator(cpu=True), **parts)["line"]
 
@@ -101,7 +105,7 @@ def test_accumulation_is_the_large_batch(tmp_path: Path) -> None:
 def rates(steps: int, **optim: Any) -> list[float]:
     """Learning rates by step. A constant gradient of 1 moves an AdamW weight by exactly the rate."""
     task = line(lr=1.0, **optim)
-    task.loss = lambda learner, network, batch, step: (network.bias.sum() + 0 * network.weight.sum(), {})
+    task.loss = lambda learner, network, batch, step: Loss(network.bias.sum() + 0 * network.weight.sum())
     places = [float(weights(task)[4])]
     fit(task, steps, hooks=[(1, lambda done: places.append(float(weights(task)[4])))])
     return [before - after for before, after in zip(places, places[1:], strict=False)]
@@ -156,7 +160,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too() -> None:
     task = line()
     network = task.learners["line"].network
     nn.init.zeros_(network.bias)
-    task.loss = lambda learner, network, batch, step: (network.bias.sqrt().sum() + 0 * network.weight.sum(), {})
+    task.loss = lambda learner, network, batch, step: Loss(network.bias.sqrt().sum() + 0 * network.weight.sum())
     with pytest.raises(FloatingPointError, match="step 0: grad_norm_line not finite"):
         fit(task)
     assert weights(task)[4] == 0
@@ -171,6 +175,29 @@ def test_an_inactive_learner_stands_still() -> None:
     fit(task, steps=5, hooks=[(1, lambda done: seen.append(late.weight.detach().clone()))])
     assert torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[2], seen[3])
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_learners_hand_on_to_those_after_them_within_a_micro_batch(accumulation: int) -> None:
+    task, seen = line(), []
+    task.learners = {name: Learner(nn.Linear(4, 1), OptimConfig()) for name in ("first", "second", "line")}
+    task.is_active = lambda learner, step: learner != "second" or step == 1
+
+    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        seen.append((step, learner, {name: value for name, value in batch.items() if name not in ("x", "y")}))
+        mean = batch["x"].mean()
+        return Loss(network(batch["x"]).square().mean(), outputs={f"of {learner}": mean, "latest": mean + len(seen)})
+
+    task.loss = loss
+    fit(task, feed=batches(accumulation), steps=2, accumulation=accumulation)
+    means = [chunk.mean() for step in (0, 1) for chunk in samples(step)["x"].chunk(accumulation)]
+    for number, (step, learner, given) in enumerate(seen):
+        names = {"first": [], "second": ["first"], "line": ["first", "second"] if step else ["first"]}[learner]
+        assert given.keys() == ({f"of {name}" for name in names} | {"latest"} if names else set())
+        mean = means[number // 2] if step == 0 else means[accumulation + (number - 2 * accumulation) // 3]
+        assert all(torch.equal(given[f"of {name}"], mean) for name in names)
+        assert not names or torch.equal(given["latest"], mean + number)  # the last one's replaces those before
+    assert len(seen) == (2 + 3) * accumulation
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -243,7 +270,7 @@ def test_a_hook_that_fails_takes_no_saved_step_with_it(tmp_path: Path, failing: 
     task, store = line(), CheckpointStore(tmp_path, {})
     plain = task.loss
 
-    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict]:
+    def loss(learner: str, network: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         if signalled and step == failing - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(learner, network, batch, step)
@@ -301,16 +328,16 @@ def test_running_statistics_are_saved_and_tables_are_not(tmp_path: Path, version
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
-def remembering() -> Any:
+def remembering(**settings: Any) -> Any:
     """A task whose loss depends on the running mean of its losses."""
-    task = line()
+    task = line(**settings)
     plain = task.loss
 
-    def loss(*arguments: Any) -> tuple[Tensor, dict]:
-        total, extras = plain(*arguments)
+    def loss(*arguments: Any) -> Loss:
+        total = plain(*arguments).total
         mean = 0.5 * task.state.get("mean", total.new_zeros(())) + 0.5 * total.detach()
         task.state["mean"] = mean
-        return mean * total, extras
+        return Loss(mean * total)
 
     task.loss = loss
     return task
@@ -370,3 +397,63 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     task.learners["line"].network = nn.Sequential(task.learners["line"].network)
     with pytest.raises(CheckpointError, match="other weights for the line: .*0.weight"):
         fit(task, store=CheckpointStore(tmp_path, {}))
+
+
+class Listener(Silent):
+    """Keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.heard.append(message)
+
+    def begin(self, stage: str, total: int, done: int = 0) -> None:
+        self.heard.append(f"from step {done}")
+
+
+def test_an_average_that_the_run_is_too_short_for_is_told_before_training(tmp_path: Path) -> None:
+    listener, store = Listener(), CheckpointStore(tmp_path, {})
+    stop = (1, lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == 2 else None)
+    with pytest.raises(Interrupted):
+        fit(line(ema_decay=0.99), store=store, hooks=[stop], observer=listener)
+    fit(line(ema_decay=0.99), store=store, observer=listener)
+    advice, start, again, resumed = listener.heard
+    assert (start, resumed, again) == ("from step 0", "from step 3", advice)  # a fact about the whole run
+    assert advice == "line: " + str(advice_on_average(0.99, 8))
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_an_average_that_forgets_its_start_is_nothing_to_talk_about(decay: float | None) -> None:
+    listener = Listener()
+    fit(line(ema_decay=decay), observer=listener)
+    assert listener.heard == ["from step 0"]
+
+
+def test_the_ramp_counts(tmp_path: Path) -> None:
+    task, listener = line(ema_decay=0.99), Listener()
+    task.learners["line"].ema_ramp = True
+    fit(task, observer=listener)
+    assert listener.heard == ["from step 0"]
+
+
+def test_only_the_main_process_talks() -> None:
+    listener, accelerator = Listener(), Accelerator(cpu=True)
+    config = LoopConfig(steps=2, batch_size=12, precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "is_main_process", False)
+        train(line(ema_decay=0.99), batches(), config, accelerator, observer=listener)
+    assert listener.heard == ["from step 0"]
+
+
+def test_a_checkpoint_has_the_groups_and_names_of_earlier_versions(tmp_path: Path) -> None:
+    """To change them is to give up every run that is under way."""
+    fit(remembering(ema_decay=0.5), store=CheckpointStore(tmp_path, {}))
+    groups = CheckpointStore(tmp_path, {}).latest().groups
+    moments = {f"{index}.{name}" for index in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    assert {name: set(group) for name, group in groups.items()} == {
+        "task": {"mean"},
+        "line": {"weight", "bias"},
+        "line.ema": {"weight", "bias"},
+        "line.optimizer": moments,
+    }

@@ -65,9 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_curves(folder: Path, name: str, stage: str, last: int = STEPS) -> None:
-    one, two = (rows(folder, run, stage) for run in ("one", name))
-    assert [row["step"] for row in two] == list(range(1, STEPS + 1))
-    for want, got in zip(one[:last], two[:last], strict=True):
+    alone, shared = (rows(folder, run, stage) for run in ("one", name))
+    assert [row["step"] for row in shared] == list(range(1, STEPS + 1))
+    for want, got in zip(alone[:last], shared[:last], strict=True):
         assert want.keys() == got.keys()
         for key in want.keys() - {"stage", "images_per_second"}:
             assert got[key] == pytest.approx(want[key], rel=1e-5, abs=1e-6), (want["step"], key)
@@ -116,12 +116,12 @@ def test_two_processes_encode_one_cache(folder: Path) -> None:
     values = yaml.safe_load(path.read_text()) | {"tokenizer": {"from": str(folder / "one")}}
     path.write_text(yaml.safe_dump(values))
     assert statuses(in_two_processes(folder, "pair-cache", "cache")) == [0, 0]
-    one, two = (
+    alone, shared = (
         {file.name: file.read_bytes() for file in (folder / name / "latents").iterdir()}
         for name in ("one", "pair-cache")
     )
-    assert len(one) == 5  # four shards and the manifest
-    assert two == one
+    assert len(alone) == 5  # four shards and the manifest
+    assert shared == alone
 
 
 def assert_same_weights(folder: Path, name: str) -> None:

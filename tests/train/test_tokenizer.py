@@ -11,13 +11,16 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 import davae
-from davae.core.losses import alignment
+from davae.core.losses import alignment, hinge_discriminator
 from davae.data.solids import SolidsSource
+from davae.train.batch import Batch
 from davae.train.checkpoint import CheckpointStore
-from davae.train.feed import Batch, ImageSet, Share, feed
-from davae.train.loop import OptimConfig, train
+from davae.train.feed import Share, feed
+from davae.train.image_set import ImageSet
+from davae.train.loop import train
 from davae.train.objective import AdversarialConfig, AutoencoderConfig, PerceptualConfig, TokenizerConfig
-from davae.train.subjects import PlainSubject, StructuredSubject
+from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
+from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
 from tiny_pair import tiny_autoencoder
 
@@ -29,7 +32,7 @@ def tokenizer(distance: Any = None, **settings: Any) -> TokenizerTask:
     torch.manual_seed(0)
     autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=8)
     config = TokenizerConfig(**{"steps": 6, "batch_size": 4, "precision": "fp32", "optim": FAST} | settings)
-    return TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config, distance)
+    return TokenizerTask(UpgradedReconstructor(autoencoder, config, seed=0), config, distance)
 
 
 def judged(start_step: int, **settings: Any) -> TokenizerTask:
@@ -52,7 +55,8 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def loss(task: TokenizerTask, step: int = 0, batch: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    return task.loss("autoencoder", task.subject.network, batch or images(0, 1, 2, 3), step)
+    loss = task.loss("autoencoder", task.reconstructor.network, batch or images(0, 1, 2, 3), step)
+    return loss.total, loss.values
 
 
 def pull(task: TokenizerTask, weight: nn.Parameter, step: int = 0) -> Tensor:
@@ -63,7 +67,7 @@ def pull(task: TokenizerTask, weight: nn.Parameter, step: int = 0) -> Tensor:
 @pytest.mark.filterwarnings("ignore:This AutoencoderDA has not been trained")
 def test_the_base_stands_still_and_still_decodes() -> None:
     task = judged(start_step=2, ema_decay=0.9)
-    model = task.subject.network
+    model = task.reconstructor.network
     before, pretrained = state(model), tiny_autoencoder()
     pretrained.load_state_dict(model.base_vae.state_dict())
     fit(task)
@@ -79,10 +83,10 @@ def test_the_base_stands_still_and_still_decodes() -> None:
 
 def test_every_trained_part_moves() -> None:
     task = tokenizer()
-    before = state(task.subject.network)
+    before = state(task.reconstructor.network)
     fit(task)
-    after = state(task.subject.network)
-    trained = [name for name, weight in task.subject.network.named_parameters() if weight.requires_grad]
+    after = state(task.reconstructor.network)
+    trained = [name for name, weight in task.reconstructor.network.named_parameters() if weight.requires_grad]
     still = [name for name in trained if torch.equal(before[name], after[name])]
     assert still == []
 
@@ -90,12 +94,12 @@ def test_every_trained_part_moves() -> None:
 def test_detail_is_dropped_for_whole_samples() -> None:
     positions = list(range(24))
     task = tokenizer(detail_dropout=0.5)
-    model, pictures = task.subject.network, images(*positions)["image"] / 127.5 - 1
+    model, pictures = task.reconstructor.network, images(*positions)["image"] / 127.5 - 1
     with torch.no_grad():
-        result = task.subject.reconstruct(model, pictures, positions)
+        result = task.reconstructor.reconstruct(model, pictures, positions)
         full = model.decoder(model.layout.join(result.base, result.latent))
         bare = model.decoder(model.layout.join(result.base, torch.zeros_like(result.latent)))
-        again = task.subject.reconstruct(model, pictures[[7, 3]], [7, 3]).sample
+        again = task.reconstructor.reconstruct(model, pictures[[7, 3]], [7, 3]).sample
     kept = torch.isclose(result.sample, full, atol=1e-5).flatten(1).all(dim=1)
     dropped = torch.isclose(result.sample, bare, atol=1e-5).flatten(1).all(dim=1)
     assert bool((kept ^ dropped).all())
@@ -106,9 +110,9 @@ def test_detail_is_dropped_for_whole_samples() -> None:
 
 def test_kept_details_are_enlarged_only_on_request() -> None:
     task = tokenizer(detail_dropout=0.5, dropout_rescale=True)
-    model, pictures, positions = task.subject.network, images(*range(8))["image"] / 127.5 - 1, list(range(8))
+    model, pictures, positions = task.reconstructor.network, images(*range(8))["image"] / 127.5 - 1, list(range(8))
     with torch.no_grad():
-        result = task.subject.reconstruct(model, pictures, positions)
+        result = task.reconstructor.reconstruct(model, pictures, positions)
         doubled = model.decoder(model.layout.join(result.base, 2 * result.latent))
     kept = torch.isclose(result.sample, doubled, atol=1e-5).flatten(1).all(dim=1)
     assert 0 < int(kept.sum()) < 8
@@ -116,9 +120,9 @@ def test_kept_details_are_enlarged_only_on_request() -> None:
 
 def test_the_posterior_draw_belongs_to_the_position() -> None:
     task = tokenizer(detail_dropout=0)
-    model, picture = task.subject.network, images(0)["image"] / 127.5 - 1
+    model, picture = task.reconstructor.network, images(0)["image"] / 127.5 - 1
     with torch.no_grad():
-        first, second, other = (task.subject.reconstruct(model, picture, [place]) for place in (5, 5, 6))
+        first, second, other = (task.reconstructor.reconstruct(model, picture, [place]) for place in (5, 5, 6))
     assert torch.equal(first.latent, second.latent)
     assert torch.equal(first.mean, other.mean)
     spread = (first.latent - first.mean) / (0.5 * first.logvar).exp()
@@ -130,8 +134,8 @@ def distance_to_base(task: TokenizerTask) -> float:
     """Alignment over images that the training does not see."""
     pictures = SolidsSource(16, seed=9).images(range(16), 32) / 127.5 - 1
     with torch.no_grad():
-        base, detail, _ = task.subject.network.moments(pictures)
-    return float(alignment(task.subject.layout, detail, base))
+        base, detail, _ = task.reconstructor.network.moments(pictures)
+    return float(alignment(task.reconstructor.layout, detail, base))
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -151,7 +155,7 @@ def test_adaptive_alignment_pulls_as_hard_as_its_weight_says() -> None:
     pulls = {}
     for weight in (0.0, 0.5, 2.0):
         task = tokenizer(align_weight=weight, **settings)
-        pulls[weight] = pull(task, task.subject.latent_weight)
+        pulls[weight] = pull(task, task.reconstructor.latent_weight)
     reference = pulls[0.0].norm()
     assert float((pulls[0.5] - pulls[0.0]).norm() / reference) == pytest.approx(0.5, rel=0.02)
     assert float((pulls[2.0] - pulls[0.0]).norm() / reference) == pytest.approx(2.0, rel=0.02)
@@ -179,7 +183,7 @@ def test_the_judge_waits_for_its_step() -> None:
 
 def test_the_judge_pulls_as_hard_as_its_weight_says() -> None:
     task = judged(start_step=1, align_weight=0.0, kl_weight=0.0)
-    before, after = (pull(task, task.subject.last_weight, step) for step in (0, 1))
+    before, after = (pull(task, task.reconstructor.last_weight, step) for step in (0, 1))
     assert float((after - before).norm() / before.norm()) == pytest.approx(0.1, rel=0.1)
 
 
@@ -194,24 +198,39 @@ def test_a_judge_may_have_a_fixed_weight() -> None:
 
 def test_the_autoencoders_loss_does_not_teach_the_judge() -> None:
     task = judged(start_step=0)
-    loss(task)[0].backward()
+    batch, network = images(0, 1, 2, 3), task.reconstructor.network
+    first = task.loss("autoencoder", network, batch, 0)
+    first.total.backward()
     assert all(weight.grad is None and weight.requires_grad for weight in task.adversary.network.parameters())
-    task.subject.network.zero_grad()
-    task.loss("discriminator", task.adversary.network, images(0, 1, 2, 3), 0)[0].backward()
+    network.zero_grad()
+    task.loss("discriminator", task.adversary.network, batch | first.outputs, 0).total.backward()
     assert all(weight.grad is not None for weight in task.adversary.network.parameters())
-    assert all(weight.grad is None for weight in task.subject.network.parameters())
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_the_judge_gets_images_and_reconstructions_by_argument() -> None:
+    task, batches = judged(start_step=0), (images(0, 1), images(2, 3))
+    outputs = [task.loss("autoencoder", task.reconstructor.network, batch, 0).outputs for batch in batches]
+    for batch, given in zip(batches, outputs, strict=True):
+        assert given.keys() == {"real", "fake"}
+        assert torch.equal(given["real"], batch["image"] / 127.5 - 1)
+        assert given["fake"].shape == given["real"].shape
+        assert not given["fake"].requires_grad
+    network = task.adversary.network.eval()  # its batch norms stand still
+    for given in outputs:  # whatever the autoencoder saw last
+        found = task.loss("discriminator", network, given, 0)
+        assert torch.equal(found.total, hinge_discriminator(network(given["real"]), network(given["fake"])))
+    with pytest.raises(KeyError, match="real"):
+        task.loss("discriminator", network, batches[0], 0)
 
 
 def test_the_judge_learns_to_tell_real_from_made() -> None:
     task = judged(start_step=0, steps=25, optim=OptimConfig(lr=0.0))
     fit(task)
-    batch = images(0, 1, 2, 3)
-    loss(task, batch=batch)
+    pictures, reconstructor = images(0, 1, 2, 3)["image"] / 127.5 - 1, task.reconstructor
     with torch.no_grad():
-        real = task.adversary.network(batch["image"] / 127.5 - 1)
-        made = task.adversary.network(
-            task.subject.reconstruct(task.subject.network, batch["image"] / 127.5 - 1, [0, 1, 2, 3]).sample
-        )
+        real = task.adversary.network(pictures)
+        made = task.adversary.network(reconstructor.reconstruct(reconstructor.network, pictures, [0, 1, 2, 3]).sample)
     assert real.mean() > made.mean() + 0.5
 
 
@@ -251,7 +270,7 @@ def test_bf16_leaves_weights_gradients_and_moments_in_fp32(tmp_path: Path) -> No
     small = OptimConfig(lr=1e-6, betas=(0.5, 0.9))
     judge = AdversarialConfig(start_step=0, width=4, optim=small)
     task = tokenizer(adversarial=judge, steps=1, precision="bf16", optim=small)
-    networks = {"autoencoder": task.subject.network, "discriminator": task.adversary.network}
+    networks = {"autoencoder": task.reconstructor.network, "discriminator": task.adversary.network}
     gradients, activations = set(), set()
     for network in networks.values():
         for weight in network.parameters():
@@ -266,7 +285,7 @@ def test_bf16_leaves_weights_gradients_and_moments_in_fp32(tmp_path: Path) -> No
     groups = store.latest().groups
     assert {tensor.dtype for name in networks for tensor in groups[f"{name}.optimizer"].values()} == {torch.float32}
     assert {weight.dtype for network in networks.values() for weight in network.parameters()} == {torch.float32}
-    chosen = {"autoencoder": task.subject.last_weight, "discriminator": task.adversary.network.main[2].weight}
+    chosen = {"autoencoder": task.reconstructor.last_weight, "discriminator": task.adversary.network.main[2].weight}
     for name, weight in chosen.items():
         key = next(key for key, other in networks[name].named_parameters() if other is weight)
         old, new = before[name][key], weight.detach()
@@ -283,9 +302,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "said"), WRONG)
-def test_impossible_settings_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("settings", "message"), WRONG)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TokenizerConfig(**{"steps": 1, "batch_size": 1} | settings)
 
 
@@ -294,7 +313,7 @@ def test_few_detail_channels_train_without_alignment_and_not_with_it() -> None:
     autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), scale=2, detail_channels=2)
     for weight in (0.0, 0.5):
         config = TokenizerConfig(steps=1, batch_size=4, align_weight=weight)
-        task = TokenizerTask(StructuredSubject(autoencoder, config, seed=0), config)
+        task = TokenizerTask(UpgradedReconstructor(autoencoder, config, seed=0), config)
         if weight:
             with pytest.raises(ValueError, match="2 detail for 4 base channels"):
                 loss(task)
@@ -316,7 +335,7 @@ def test_a_plain_autoencoder_learns_by_the_same_task(kind: str) -> None:
     config = AutoencoderConfig(
         steps=20, batch_size=4, precision="fp32", optim=FAST, latent_noise=0.1, adversarial=judge
     )
-    task = TokenizerTask(PlainSubject(plain(kind), config, seed=0), config)
+    task = TokenizerTask(PlainReconstructor(plain(kind), config, seed=0), config)
     start = float(loss(task)[1]["l1"])
     fit(task)
     assert float(loss(task)[1]["l1"]) < 0.7 * start

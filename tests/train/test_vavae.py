@@ -11,18 +11,20 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 from davae.data.solids import SolidsSource
-from davae.models.foundation import FoundationFeatures
+from davae.models.vision_features import FoundationFeatures
 from davae.recipe import RecipeError, load_recipe
 from davae.train.checkpoint import CheckpointStore
-from davae.train.feed import ImageSet, Share, feed
-from davae.train.loop import OptimConfig, train
+from davae.train.feed import Share, feed
+from davae.train.image_set import ImageSet
+from davae.train.loop import train
 from davae.train.objective import AutoencoderConfig
-from davae.train.subjects import PlainSubject
+from davae.train.reconstructor import PlainReconstructor
+from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
-from davae.train.vision import VisionAlignConfig, VisionAlignment, VisionPhase
+from davae.train.vision_alignment import VisionAlignConfig, VisionAlignment, VisionWeighting
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TIGHT = VisionPhase(weight=1.0, cosine_margin=0.0, distance_margin=0.0)
+TIGHT = VisionWeighting(weight=1.0, cosine_margin=0.0, distance_margin=0.0)
 
 
 def foundation() -> FoundationFeatures:
@@ -52,13 +54,14 @@ def aligned(steps: int = 1, **settings: Any) -> TokenizerTask:
         vision=vision,
         optim=OptimConfig(lr=1e-2),
     )
-    subject = PlainSubject(autoencoder, config, 0, VisionAlignment(vision, foundation(), latent_channels=4))
-    return TokenizerTask(subject, config)
+    alignment = VisionAlignment(vision, foundation(), latent_channels=4)
+    return TokenizerTask(PlainReconstructor(autoencoder, config, 0, alignment), config)
 
 
 def loss(task: TokenizerTask, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     batch = ImageSet(SolidsSource(16), 16, seed=0).__getitems__([0, 1, 2, 3])
-    return task.loss("autoencoder", task.subject.network, batch, step)
+    loss = task.loss("autoencoder", task.reconstructor.network, batch, step)
+    return loss.total, loss.values
 
 
 def fit(task: TokenizerTask, **parts: Any) -> None:
@@ -69,7 +72,7 @@ def fit(task: TokenizerTask, **parts: Any) -> None:
 @pytest.mark.parametrize("reverse", [True, False])
 def test_the_latent_comes_to_look_like_the_features(reverse: bool) -> None:
     task = aligned(12, reverse_projection=reverse)
-    start, features = float(loss(task)[1]["vision"]), task.subject.vision.features
+    start, features = float(loss(task)[1]["vision"]), task.reconstructor.vision.features
     frozen = {name: tensor.clone() for name, tensor in features.state_dict().items()}
     fit(task)
     assert float(loss(task)[1]["vision"]) < 0.7 * start
@@ -79,11 +82,12 @@ def test_the_latent_comes_to_look_like_the_features(reverse: bool) -> None:
 def test_the_projection_is_trained_and_neither_it_nor_the_foundation_model_is_saved(tmp_path: Path) -> None:
     task = aligned()
     loss(task)[0].backward()
-    projection = task.subject.vision.projection
+    projection = task.reconstructor.vision.projection
     assert projection.conv.weight.grad.abs().max() > 0
-    assert projection.conv.weight in set(task.learners["autoencoder"].network.parameters())
-    assert not set(task.subject.vision.features.parameters()) & set(task.learners["autoencoder"].network.parameters())
-    autoencoder = task.subject.network.autoencoder
+    trained = set(task.learners["autoencoder"].network.parameters())
+    assert projection.conv.weight in trained
+    assert not set(task.reconstructor.vision.features.parameters()) & trained
+    autoencoder = task.reconstructor.network.autoencoder
     autoencoder.save_pretrained(tmp_path)
     assert AutoencoderKL.from_pretrained(tmp_path).state_dict().keys() == autoencoder.state_dict().keys()
 
@@ -92,12 +96,12 @@ def test_the_sampled_latent_is_aligned() -> None:
     task = aligned()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        result = task.subject.reconstruct(task.subject.network, images, [0, 1])
-        other = task.subject.reconstruct(task.subject.network, images, [2, 3])
-        want = task.subject.vision.projection.conv(result.mean)
+        result = task.reconstructor.reconstruct(task.reconstructor.network, images, [0, 1])
+        other = task.reconstructor.reconstruct(task.reconstructor.network, images, [2, 3])
+        want = task.reconstructor.vision.projection.conv(result.mean)
     projected, features = result.vision
     assert projected.shape == features.shape == (2, 16, 8, 8)
-    assert torch.equal(features, task.subject.vision.features(images))
+    assert torch.equal(features, task.reconstructor.vision.features(images))
     assert torch.equal(features, other.vision[1])
     assert not torch.equal(projected, other.vision[0])  # another draw of the same posterior
     assert not torch.equal(projected, want)
@@ -107,13 +111,13 @@ def test_the_sampled_latent_is_aligned() -> None:
 def test_adaptive_alignment_pulls_as_hard_as_its_weight_says(weight: float) -> None:
     pulls = []
     for value in (1e-9, weight):
-        task = aligned(phases=(VisionPhase(weight=value, cosine_margin=0, distance_margin=0),))
-        pulls.append(torch.autograd.grad(loss(task)[0], task.subject.latent_weight)[0])
+        task = aligned(phases=(VisionWeighting(weight=value, cosine_margin=0, distance_margin=0),))
+        pulls.append(torch.autograd.grad(loss(task)[0], task.reconstructor.latent_weight)[0])
     assert float((pulls[1] - pulls[0]).norm() / pulls[0].norm()) == pytest.approx(weight, rel=0.02)
 
 
 def test_weight_and_margins_follow_the_phases() -> None:
-    phases = (TIGHT, VisionPhase(from_step=5, weight=0.25, cosine_margin=0.5, distance_margin=0.25))
+    phases = (TIGHT, VisionWeighting(from_step=5, weight=0.25, cosine_margin=0.5, distance_margin=0.25))
     task = aligned(phases=phases, adaptive=False)
     for step, weight in ((4, 1.0), (5, 0.25)):
         total, values = loss(task, step)
@@ -122,7 +126,7 @@ def test_weight_and_margins_follow_the_phases() -> None:
 
 
 def test_a_killed_training_goes_on_bit_for_bit_in_its_phase(tmp_path: Path) -> None:
-    phases = (TIGHT, VisionPhase(from_step=2, weight=0.25), VisionPhase(from_step=4, weight=0.1))
+    phases = (TIGHT, VisionWeighting(from_step=2, weight=0.25), VisionWeighting(from_step=4, weight=0.1))
     straight, broken, resumed = (aligned(6, phases=phases) for _ in range(3))
     fit(straight)
 
@@ -132,9 +136,9 @@ def test_a_killed_training_goes_on_bit_for_bit_in_its_phase(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         fit(broken, store=CheckpointStore(tmp_path, {}), hooks=[(4, die)])
     with torch.no_grad():
-        resumed.subject.vision.projection.conv.weight.zero_()
+        resumed.reconstructor.vision.projection.conv.weight.zero_()
     fit(resumed, store=CheckpointStore(tmp_path, {}))
-    want, got = (task.subject.network.state_dict() for task in (straight, resumed))
+    want, got = (task.reconstructor.network.state_dict() for task in (straight, resumed))
     assert "projection.conv.weight" in want
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
@@ -162,9 +166,9 @@ def test_recipes_build_the_published_autoencoders(name: str) -> None:
 def test_the_released_model_has_three_phases() -> None:
     config = load_recipe(RECIPES / "vavae-f16d32.yaml").pretrain.autoencoder
     epoch = 1_281_167 / 256
-    found = [(phase.weight, phase.cosine_margin, phase.distance_margin) for phase in config.vision.phases]
+    found = [(entry.weight, entry.cosine_margin, entry.distance_margin) for entry in config.vision.phases]
     assert found == [(0.5, 0, 0), (0.1, 0, 0), (0.1, 0.5, 0.25)]
-    starts = [phase.from_step for phase in config.vision.phases]
+    starts = [entry.from_step for entry in config.vision.phases]
     assert [*starts, config.steps] == pytest.approx([0, 100 * epoch, 115 * epoch, 130 * epoch], abs=1)
 
 

@@ -56,10 +56,10 @@ class Balance:
 
     def _measure(self, reference: Tensor, terms: Sequence[Term]) -> None:
         chosen = [term.parameter for term in terms if term.parameter is not None]
-        pulls = torch.autograd.grad(reference, chosen, retain_graph=True)  # one pass serves every term
-        for term, parameter, pull in zip(terms, chosen, pulls, strict=True):
-            (own,) = torch.autograd.grad(term.loss, parameter, retain_graph=True)
-            ratio = gradient_ratio([self.reduce(pull)], [self.reduce(own)], maximum=term.maximum)
+        references = torch.autograd.grad(reference, chosen, retain_graph=True)  # one pass serves every term
+        for term, parameter, target in zip(terms, chosen, references, strict=True):
+            (gradient,) = torch.autograd.grad(term.loss, parameter, retain_graph=True)
+            ratio = gradient_ratio([self.reduce(target)], [self.reduce(gradient)], maximum=term.maximum)
             self.state[_key(term)] = ratio
 
 

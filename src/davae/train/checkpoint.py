@@ -6,16 +6,16 @@ before it untouched. No pickle: optimizer state is tensors too.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from davae.core.files import replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,24 +48,25 @@ class CheckpointStore:
         keep: how many complete checkpoints stay.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, object], keep: int = 2) -> None:
         self.folder, self.identity, self.keep = folder, dict(identity), keep
 
     def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
-        """Write the checkpoint of `step` (steps finished), then drop the oldest beyond `keep`."""
+        """Write the checkpoint of `step` (steps finished), then drop the oldest beyond `keep`.
+
+        Raises:
+            CheckpointError: it could not be written; the one before it is intact.
+        """
         target = self.folder / f"{_PREFIX}{step:08d}"
-        temporary = self.folder / f".{target.name}.tmp"
-        for left in self.folder.glob(f".{_PREFIX}*.tmp"):  # of a process that was killed while it wrote
+        # One process writes here: what has a temporary name, of whatever process, was left by one that was killed.
+        for left in self.folder.glob(f".{_PREFIX}*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
-            sizes = {name: _write_group(temporary / f"{name}.safetensors", group) for name, group in groups.items()}
-            manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "identity": self.identity}
-            _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
+            with replacing_folder(target, sync=True) as temporary:
+                sizes = {name: _write(temporary / f"{name}.safetensors", group) for name, group in groups.items()}
+                manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "identity": self.identity}
+                (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             standing = self._paths()
             raise CheckpointError(
                 f"Could not save the checkpoint of step {step} in {self.folder}: {error}. "
@@ -80,7 +81,11 @@ class CheckpointStore:
         return target
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint; damaged ones are named in the log and passed over."""
+        """The newest complete checkpoint; damaged ones are named in the log and passed over.
+
+        Raises:
+            CheckpointError: it belongs to another identity, or its format is of another version.
+        """
         for path in reversed(self._paths()):
             try:
                 checkpoint = self._read(path)
@@ -120,7 +125,7 @@ class CheckpointStore:
         groups = {name: load_file(path / f"{name}.safetensors") for name in manifest["files"]}
         return Checkpoint(path, manifest["step"], groups)
 
-    def _check_identity(self, stored: Mapping[str, Any]) -> None:
+    def _check_identity(self, stored: Mapping[str, object]) -> None:
         ours = json.loads(json.dumps(self.identity))
         changed = differences(stored, ours)
         if changed:
@@ -130,7 +135,7 @@ class CheckpointStore:
             )
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: object, new: object, path: str = "") -> list[str]:
     """Human-readable differences of two JSON values, for example "optim.lr: 0.0001 -> 0.0002"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         rows: list[str] = []
@@ -140,15 +145,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old} -> {new}"]
 
 
-def _write_group(path: Path, group: Mapping[str, Tensor]) -> int:
+def _write(path: Path, group: Mapping[str, Tensor]) -> int:
+    """Write a file; returns its size in bytes."""
     save_file({name: tensor.detach().contiguous() for name, tensor in group.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
     return path.stat().st_size
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from davae.core.randomness import uniform
-from davae.data.prompts import NULL, PromptCache
-from davae.train.feed import Batch
+from davae.data.prompt_cache import NULL, PromptCache
+from davae.train.batch import Batch
 
 
 class Conditions(Protocol):

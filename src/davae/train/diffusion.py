@@ -1,8 +1,9 @@
 """DiT fine-tuning: flow matching on latents with the detail loss fading in (method, Eq. 10-12)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from davae.backbones.lora import LoraSettings
@@ -12,8 +13,9 @@ from davae.core.layout import LatentLayout
 from davae.core.losses import velocity_cosine, weighted_mse
 from davae.core.schedules import detail_weight, logit_normal_time, min_snr_weight
 from davae.core.widen import Init
-from davae.train.feed import Batch
-from davae.train.loop import Learner, LoopConfig, Loss
+from davae.train.batch import Batch
+from davae.train.settings import LoopConfig
+from davae.train.task import Learner, Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,9 @@ class DiffusionConfig(LoopConfig):
     detail_warmup_steps: int = 10_000
     """Steps over which the weight of the detail loss rises along a cosine from 0 to 1 (Eq. 12)."""
     time_mean: float = 0.0
-    """Mean of the logit-normal training times (native time, 1 = data)."""
+    """Mean of the normal that training times are the sigmoid of (native time, 1 = data)."""
     time_std: float = 1.0
+    """Its standard deviation."""
     sigma_shift: float = 1.0
     """Shift of the training noise levels, as diffusers' schedulers count it: more than 1 means more noise."""
     objective: Literal["velocity", "data"] = "velocity"
@@ -72,9 +75,12 @@ class DiffusionTask:
         transformer: already widened (and with adapters, see `backbones.lora`).
         layout: of the latents.
         config: see `DiffusionConfig`.
+
+    Raises:
+        ValueError: the transformer takes other latents, or its family does not predict a velocity.
     """
 
-    def __init__(self, transformer: Any, layout: LatentLayout, config: DiffusionConfig) -> None:
+    def __init__(self, transformer: ModelMixin, layout: LatentLayout, config: DiffusionConfig) -> None:
         backbone = backbone_of(transformer)
         channels = backbone.latent_channels(transformer.config)
         if channels != layout.channels:
@@ -110,7 +116,7 @@ class DiffusionTask:
         predicted = self._velocity(network, noisy, time, _conditions(batch)).float()
 
         weight = detail_weight(step, self.config.detail_warmup_steps) if self.layout.detail_channels else 1.0
-        weights = None if weight == 1.0 else self.layout.channel_weights(weight).to(data.device)
+        weights = None if weight == 1.0 else self.layout.channel_weights(weight)
         if self.config.objective == "data":
             errors = weighted_mse(predicted_data(noisy, predicted, time), data, weights)
         else:
@@ -125,7 +131,7 @@ class DiffusionTask:
             cosine = velocity_cosine(predicted, target, weights if self.config.cosine_masked else None).mean()
             values["cosine"] = cosine.detach()
             loss = loss + self.config.cosine_weight * cosine
-        return loss, values
+        return Loss(loss, values)
 
     def times(self, normals: Tensor) -> Tensor:
         """Native training times [B] of standard normals [B]: logit-normal, then shifted."""

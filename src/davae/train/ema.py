@@ -1,10 +1,14 @@
-"""Exponential moving average of trained weights: constant decay, no hidden ramp."""
+"""Exponential moving average of trained weights: constant decay, no hidden ramp; what a short run makes of it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+_FORGOTTEN = 0.1
+"""Share of the initial weights in an average that does no harm."""
 
 
 class ExponentialAverage:
@@ -12,9 +16,11 @@ class ExponentialAverage:
 
     Args:
         network: its parameters that require a gradient are followed.
-        decay: in [0, 1). The average starts at the weights themselves; with `ramp` the decay of step n is
-            min(decay, (1 + n) / (10 + n)), which forgets the start sooner in short runs.
-        ramp: see above.
+        decay: in [0, 1). The average starts at the weights themselves, see `initial_share`.
+        ramp: the decay of step n is min(decay, (1 + n) / (10 + n)), which forgets the start sooner in short runs.
+
+    Raises:
+        ValueError: the decay is out of range.
     """
 
     def __init__(self, network: nn.Module, decay: float, ramp: bool = False) -> None:
@@ -42,7 +48,11 @@ class ExponentialAverage:
             self._set(kept)
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
-        """Continue from a stored shadow."""
+        """Continue from a stored shadow.
+
+        Raises:
+            ValueError: it is the average of other weights.
+        """
         if shadow.keys() != self.shadow.keys():
             raise ValueError(
                 f"The stored average follows other weights: {sorted(shadow.keys() ^ self.shadow.keys())}."
@@ -56,6 +66,34 @@ class ExponentialAverage:
             weight.copy_(values[name])
 
 
+def initial_share(decay: float, steps: int, ramp: bool = False) -> float:
+    """Share of the initial weights in the average after `steps` updates, in [0, 1]: the product of their decays."""
+    ramped = min(steps, max(math.ceil((10 * decay - 1) / (1 - decay)), 0)) if ramp else 0
+    # The product of (1 + n) / (10 + n) over n < m is m! 9! / (m + 9)!.
+    return math.prod(k / (ramped + k) for k in range(1, 10)) * decay ** (steps - ramped)
+
+
+def advice_on_average(decay: float, steps: int, ramp: bool = False) -> str | None:
+    """What to say of an average that a training is too short for; None where the start is as good as forgotten."""
+    share = initial_share(decay, steps, ramp)
+    if share <= _FORGOTTEN:
+        return None
+    enough = 1 - _round_up(1 - _FORGOTTEN ** (1 / steps))
+    remedy = f"lower ema_decay to {enough:.10g}, which leaves {_FORGOTTEN:.0%}"
+    if initial_share(decay, steps, ramp=True) <= _FORGOTTEN:
+        remedy = f"set ema_ramp: true, or {remedy}"
+    return (
+        f"with ema_decay {decay:g} the averaged weights, which are the result, are still {share:.0%} the initial "
+        f"ones after {steps:,} steps; {remedy}."
+    )
+
+
 def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that require a gradient, by name, each once."""
     return ((name, weight) for name, weight in network.named_parameters() if weight.requires_grad)
+
+
+def _round_up(number: float) -> float:
+    """To two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return math.ceil(number / unit) * unit

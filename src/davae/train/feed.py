@@ -1,150 +1,18 @@
-"""Which samples a step sees: a function of (seed, step, process), served by torch's DataLoader.
-
-Training visits an endless sequence of positions 0, 1, 2, ... Position p is sample permutation(epoch)[p mod n]
-of epoch p div n, so that the order does not depend on where a run was resumed or on how many processes share it.
-Where samples have several sizes, a step takes all its positions from one of them.
-"""
+"""Which positions a step sees: a function of (step, process), served ahead of time by torch's DataLoader."""
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from types import FrameType
-from typing import Any, Protocol
+from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from davae.core.randomness import permutation, uniform
-from davae.data.source import ImageSource
+from davae.train.batch import Batch, TrainingSet
 
-Batch = dict[str, Tensor]
-
-_GOLDEN = (5**0.5 - 1) / 2
-
-
-class TrainingSet(Protocol):
-    """Samples by position in the endless training sequence."""
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """The samples at `positions` as one batch; holds "position", int64 [B]."""
-
-
-class Order:
-    """Position in the endless sequence -> index of a sample, one permutation an epoch.
-
-    Args:
-        size: number of samples.
-        seed: of the permutations.
-        purpose: orders of other purposes are independent.
-    """
-
-    def __init__(self, size: int, seed: int, purpose: str = "order") -> None:
-        self.size, self.seed, self.purpose = size, seed, purpose
-        self._epochs: dict[int, Tensor] = {}
-
-    def indices(self, positions: Sequence[int]) -> list[int]:
-        """Sample indices of positions."""
-        return [int(self._epoch(position // self.size)[position % self.size]) for position in positions]
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if epoch not in self._epochs:
-            if len(self._epochs) > 2:  # a batch spans at most a few epochs; older ones are never visited again
-                self._epochs.pop(min(self._epochs))
-            self._epochs[epoch] = permutation(self.seed, self.purpose, epoch, self.size)
-        return self._epochs[epoch]
-
-
-class BucketOrder:
-    """As `Order`, for samples that lie bucket by bucket: all positions of a step are of one bucket.
-
-    Step k takes the bucket that a point meets which moves along the sample numbers by the golden section at each
-    step: every bucket has its share of any stretch of steps, a few more or less (a Kronecker sequence of low
-    discrepancy), and none waits longer than about two times its share says. A bucket's own steps walk through it in
-    epochs of its own, as `Order` does with a whole set. So nothing is left over at the end of an epoch, and in the
-    long run all samples are seen equally often. A step on a bucket of fewer samples than a batch sees some of them
-    more than once; its turn comes as much more rarely. With one bucket it is `Order`, number by number.
-
-    Args:
-        counts: number of samples of each bucket, in storage order; may be 0, but not all.
-        seed: of the permutations, and of where the point starts.
-        batch_size: images a step, over all processes and micro-batches.
-    """
-
-    def __init__(self, counts: Sequence[int], seed: int, batch_size: int) -> None:
-        if sum(counts) < 1 or min(counts) < 0 or batch_size < 1:
-            raise ValueError(
-                f"No order of buckets of {list(counts)} samples in batches of {batch_size}; allowed are counts from "
-                f"0 up with a sum of at least 1, and batches of at least 1. Check the latent cache."
-            )
-        self.seed, self.batch_size = seed, batch_size
-        self._ends = torch.tensor(list(accumulate(counts)))
-        self._starts = [0, *self._ends.tolist()]
-        purposes = ["order", *(f"order of bucket {number}" for number in range(1, len(counts)))]
-        self._orders = [Order(count, seed, purpose) for count, purpose in zip(counts, purposes, strict=True)]
-        self._buckets, self._turns = self._schedule(1024)
-
-    def indices(self, positions: Sequence[int]) -> list[int]:
-        """Sample indices of positions; step k has the positions from k * batch_size on."""
-        return [self._index(*divmod(position, self.batch_size)) for position in positions]
-
-    def _index(self, step: int, place: int) -> int:
-        if step >= len(self._buckets):
-            self._buckets, self._turns = self._schedule(2 * step)
-        bucket, turn = int(self._buckets[step]), int(self._turns[step])
-        return self._starts[bucket] + self._orders[bucket].indices([turn * self.batch_size + place])[0]
-
-    def _schedule(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Of each step the bucket, and how many steps this bucket had before."""
-        start = uniform(self.seed, "first bucket", [0]).double()
-        point = (start + torch.arange(steps, dtype=torch.float64) * _GOLDEN) % 1 * self._ends[-1]
-        buckets = torch.searchsorted(self._ends, point.long(), right=True)
-        by_bucket = torch.argsort(buckets, stable=True)
-        starts = torch.searchsorted(buckets[by_bucket], buckets)
-        turns = torch.empty_like(buckets)
-        turns[by_bucket] = torch.arange(steps)
-        return buckets, turns - starts
-
-
-class ImageSet(Dataset):
-    """Images of a source for training: batches of "image" uint8 [B, 3, S, S] and "position".
-
-    Args:
-        source: where the images come from.
-        size: S.
-        seed: of order, crops and flips.
-        flip: mirror half of the images.
-        crop_from: side that images are brought to before a random window of S is cut out; None shows them whole.
-    """
-
-    def __init__(
-        self, source: ImageSource, size: int, seed: int, flip: bool = True, crop_from: int | None = None
-    ) -> None:
-        self.source, self.size, self.seed, self.flip = source, size, seed, flip
-        self.full_size = size if crop_from is None else crop_from
-        if self.full_size < size:
-            raise ValueError(
-                f"Cannot crop {size} px from images of crop_from {crop_from} px; allowed {size} or more."
-            )
-        self.order = Order(len(source), seed)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """See `TrainingSet`."""
-        images = self.source.images(self.order.indices(positions), self.full_size)
-        if self.full_size > self.size:
-            room = self.full_size - self.size + 1
-            tops, lefts = ((uniform(self.seed, axis, positions) * room).long() for axis in ("crop top", "crop left"))
-            windows = zip(images, tops.tolist(), lefts.tolist(), strict=True)
-            images = torch.stack([image[:, y : y + self.size, x : x + self.size] for image, y, x in windows])
-        if self.flip:
-            mirrored = uniform(self.seed, "flip", positions) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return {"image": images, "position": torch.tensor(positions)}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -193,12 +61,12 @@ class _Positions:
         return (self.stop - self.start) * self.share.accumulation
 
 
-def feed(training_set: Any, share: Share, start: int, stop: int, workers: int = 0) -> Iterator[list[Batch]]:
+def feed(training_set: TrainingSet, share: Share, start: int, stop: int, workers: int = 0) -> Iterator[list[Batch]]:
     """The micro-batches of each step from `start` to `stop`, prepared ahead by `workers` processes."""
     loader = DataLoader(
         training_set,
         batch_sampler=_Positions(share, start, stop),
-        collate_fn=_whole_batch,
+        collate_fn=_unchanged,
         num_workers=workers,
         worker_init_fn=_quiet_worker,
         pin_memory=torch.cuda.is_available(),
@@ -208,7 +76,7 @@ def feed(training_set: Any, share: Share, start: int, stop: int, workers: int = 
         yield [next(batches) for _ in range(share.accumulation)]
 
 
-def _whole_batch(batch: Batch) -> Batch:
+def _unchanged(batch: _T) -> _T:
     return batch
 
 

@@ -1,41 +1,16 @@
-"""`stats.jsonl`: one JSON object per log step, and the observer that shows people what happens."""
+"""`stats.jsonl`: one JSON object per log step, and the means that make up a row."""
 
 import json
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 
-class Observer(Protocol):
-    """Shows progress to a person. The library's default shows nothing; the command line draws bars."""
-
-    def begin(self, stage: str, total: int, done: int = 0) -> None:
-        """A stage of `total` units starts, `done` of them already finished."""
-
-    def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """`done` units are finished; `values` are the latest numbers."""
-
-    def end(self) -> None:
-        """The stage is over."""
-
-    def say(self, message: str) -> None:
-        """One line for the person."""
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def begin(self, stage: str, total: int, done: int = 0) -> None:
-        """Show nothing."""
-
-    def advance(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """Show nothing."""
-
-    def end(self) -> None:
-        """Show nothing."""
-
-    def say(self, message: str) -> None:
-        """Show nothing."""
+from davae.core.files import write_text
 
 
 class Journal:
@@ -53,26 +28,55 @@ class Journal:
         """Drop this stage's rows beyond `step`: a resumed run writes them again."""
         if self.path is None or not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            row = _parse(line)
-            if row is not None and (row["stage"] != self.stage or row["step"] <= step):
-                kept.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.rename(self.path)
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        write_text(self.path, "".join(f"{line}\n" for line in lines if self._stays(line, step)))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
 
+    def _stays(self, line: str, step: int) -> bool:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a kill can cut the last line
+            return False
+        return row["stage"] != self.stage or row["step"] <= step
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # a kill can cut the last line
-        return None
+
+class Window:
+    """Means since the last row, kept on the device until asked for, and the rate of images.
+
+    Args:
+        batch_size: images a step.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._begin()
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take in the scalars of one step; a name may be missing in some steps."""
+        self._steps += 1
+        for key, value in values.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+            self._counts[key] += 1
+
+    def close(self, accelerator: Accelerator) -> dict[str, float]:
+        """The row: mean of each value over its steps and over processes, and "images_per_second". Begins anew."""
+        rate = self._steps * self.batch_size / max(time.monotonic() - self._started, 1e-9)
+        means = {key: total.float() / self._counts[key] for key, total in self._sums.items()}
+        row: dict[str, float] = {}
+        if means:
+            numbers = accelerator.reduce(torch.stack(list(means.values())), "mean").tolist()
+            row = dict(zip(means, numbers, strict=True))
+        self._begin()
+        return row | {"images_per_second": rate}
+
+    def _begin(self) -> None:
+        self._steps, self._started = 0, time.monotonic()
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from davae.core.randomness import generator, normal, uniform
-from davae.data.latents import LatentCache
+from davae.data.latent_cache import LatentCache
+from davae.train.batch import Batch, TrainingSet
 from davae.train.conditions import Conditions
-from davae.train.feed import Batch, BucketOrder
+from davae.train.order import BucketOrder
 
 
-class LatentSet(Dataset):
+class LatentSet(TrainingSet):
     """Cached latents for training.
 
     Batches hold "latent" [B, C + D, h, w] as the transformer sees it, "noise" of the same shape, "normal" [B] (a

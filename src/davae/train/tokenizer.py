@@ -1,6 +1,6 @@
 """Tokenizer training: reconstruction, KL, detail alignment and an adversarial term (method, Eq. 3-6).
 
-One task serves both the structured autoencoder (frozen base, detail encoder, joint decoder) and a plain
+One task serves both the upgraded autoencoder (frozen base, detail encoder, joint decoder) and a plain
 autoencoder that is trained from scratch to become somebody's base.
 """
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from davae.core.losses import alignment, kl_divergence, kl_divergence_sum
+from davae.core.pixels import uint8_to_signed
 from davae.train.adversary import Adversary
 from davae.train.balance import Balance, Term
-from davae.train.feed import Batch
-from davae.train.loop import Learner, Loss
+from davae.train.batch import Batch
 from davae.train.objective import ReconstructionConfig, TokenizerConfig
-from davae.train.subjects import Reconstruction, Subject
+from davae.train.reconstructor import Reconstruction, Reconstructor
+from davae.train.task import Learner, Loss
 
 
 class Perceptual(Protocol):
@@ -27,10 +28,13 @@ class Perceptual(Protocol):
 
 
 class TokenizerTask:
-    """The objective. Learners: "autoencoder", and "discriminator" where the adversarial term is on.
+    """The objective, on batches of an `ImageSet`.
+
+    Learners: "autoencoder", and "discriminator" where the adversarial term is on. The former hands "real" and "fake"
+    on to the latter: images and reconstructions [B, 3, H, W], in [-1, 1] and nominally so.
 
     Args:
-        subject: what is trained.
+        reconstructor: what is trained.
         config: weights of the terms; of `TokenizerConfig` the alignment is read too.
         perceptual: distance network, frozen and in eval mode; None leaves the term out.
         reduce: mean of a tensor over processes, so that adaptive weights are those of the global batch.
@@ -38,23 +42,21 @@ class TokenizerTask:
 
     def __init__(
         self,
-        subject: Subject,
+        reconstructor: Reconstructor,
         config: ReconstructionConfig,
         perceptual: Perceptual | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
-        self.subject, self.config, self.perceptual = subject, config, perceptual
+        self.reconstructor, self.config, self.perceptual = reconstructor, config, perceptual
         self.state: dict[str, Tensor] = {}
         self.balance = Balance(config.adaptive_every, self.state, reduce)
         self.learners = {
-            "autoencoder": Learner(subject.network, config.optim, config.ema_decay, config.ema_ramp),
+            "autoencoder": Learner(reconstructor.network, config.optim, config.ema_decay, config.ema_ramp),
         }
         self.adversary: Adversary | None = None
         if config.adversarial is not None:
             self.adversary = Adversary(config.adversarial, self.state, reduce)
             self.learners["discriminator"] = Learner(self.adversary.network, config.adversarial.optim)
-        self._images: Tensor | None = None
-        self._fakes: Tensor | None = None
 
     def is_active(self, learner: str, step: int) -> bool:
         """The discriminator waits for its start step."""
@@ -64,15 +66,13 @@ class TokenizerTask:
         """See `Task`. The discriminator judges the reconstructions that the autoencoder just made."""
         if learner == "autoencoder":
             return self._autoencoder_loss(network, batch, step)
-        assert self.adversary is not None and self._images is not None and self._fakes is not None
-        return self.adversary.discriminator_loss(network, self._images, self._fakes), {}
+        assert self.adversary is not None
+        return Loss(self.adversary.discriminator_loss(network, batch["real"], batch["fake"]))
 
     def _autoencoder_loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
-        # Channels last: convolutions and norms over channels then need no transposition, here and downstream.
-        images = (batch["image"].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        result = self.subject.reconstruct(network, images, batch["position"].tolist())
+        images = uint8_to_signed(batch["image"])
+        result = self.reconstructor.reconstruct(network, images, batch["position"].tolist())
         fakes = result.sample.float()
-        self._images, self._fakes = images, fakes.detach()
 
         reference, values = self._reconstruction(images, fakes)
         kl = self._kl(result)
@@ -87,7 +87,7 @@ class TokenizerTask:
                 total = total + weights[term.name] * term.loss
             if term.weight != 0 and term.parameter is not None:
                 values[f"{term.name}_weight"] = weights[term.name]
-        return total, values
+        return Loss(total, values, outputs={"real": images, "fake": fakes.detach()})
 
     def _reconstruction(self, images: Tensor, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The term that adaptive weights are measured against (L1 and perceptual distance), and journal values."""
@@ -109,27 +109,27 @@ class TokenizerTask:
         return (kl_divergence if self.config.kl_reduction == "mean" else kl_divergence_sum)(mean, logvar)
 
     def _alignment(self, result: Reconstruction) -> list[Term]:
-        config, layout = self.config, self.subject.layout
+        config, layout = self.config, self.reconstructor.layout
         if layout is None or not isinstance(config, TokenizerConfig):
             return []
         if config.align_weight == 0 and layout.detail_channels < layout.base_channels:
             return []  # nothing to measure either: some base channel has no detail channel
         assert result.base is not None
         loss = alignment(layout, result.latent.float(), result.base.float())
-        parameter = self.subject.latent_weight if config.align_adaptive else None
+        parameter = self.reconstructor.latent_weight if config.align_adaptive else None
         return [Term("align", loss, config.align_weight, parameter, maximum=1e8)]
 
     def _vision(self, result: Reconstruction, step: int) -> list[Term]:
-        if self.subject.vision is None:
+        if self.reconstructor.vision is None:
             return []
         assert result.vision is not None
-        return [self.subject.vision.term(result.vision, step, self.subject.latent_weight)]
+        return [self.reconstructor.vision.term(result.vision, step, self.reconstructor.latent_weight)]
 
     def _adversarial(self, fakes: Tensor, step: int) -> list[Term]:
         if self.adversary is None or not self.adversary.runs(step):
             return []
         config = self.adversary.config
-        parameter = self.subject.last_weight if config.adaptive else None
+        parameter = self.reconstructor.last_weight if config.adaptive else None
         return [Term("adversarial", self.adversary.generator_loss(fakes), config.weight, parameter)]
 
 

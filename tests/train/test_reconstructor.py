@@ -14,10 +14,12 @@ from conftest import assert_close
 from davae.data.solids import SolidsSource
 from davae.models.autoencoder import AutoencoderDA
 from davae.train.checkpoint import CheckpointStore
-from davae.train.feed import ImageSet, Share, feed
-from davae.train.loop import OptimConfig, train
+from davae.train.feed import Share, feed
+from davae.train.image_set import ImageSet
+from davae.train.loop import train
 from davae.train.objective import AdversarialConfig, AutoencoderConfig, ReconstructionConfig, TokenizerConfig
-from davae.train.subjects import PlainSubject, StructuredSubject, Subject
+from davae.train.reconstructor import PlainReconstructor, Reconstructor, UpgradedReconstructor
+from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
 from tiny_pair import tiny_autoencoder
 
@@ -43,17 +45,17 @@ def taesd() -> AutoencoderTiny:
 BASES = {"AutoencoderDC": tiny_autoencoder, "AutoencoderKL": tiny_kl, "AutoencoderTiny": taesd}
 
 
-def structured(base: nn.Module, **settings: Any) -> StructuredSubject:
+def structured(base: nn.Module, **settings: Any) -> UpgradedReconstructor:
     """With two detail channels per base channel."""
     torch.manual_seed(0)
     config = TokenizerConfig(**{"steps": 3, "batch_size": 2, "precision": "fp32", "ema_decay": 0.9} | settings)
     units = {"base_units": config.base_units, "clamp_base_image": config.clamp_base_image}
-    return StructuredSubject(AutoencoderDA.from_base(base, detail_channels=8, **units), config, seed=0)
+    return UpgradedReconstructor(AutoencoderDA.from_base(base, detail_channels=8, **units), config, seed=0)
 
 
-def plain(base: nn.Module, **settings: Any) -> PlainSubject:
+def plain(base: nn.Module, **settings: Any) -> PlainReconstructor:
     torch.manual_seed(0)
-    return PlainSubject(base, AutoencoderConfig(steps=3, batch_size=2, precision="fp32", **settings), seed=0)
+    return PlainReconstructor(base, AutoencoderConfig(steps=3, batch_size=2, precision="fp32", **settings), seed=0)
 
 
 def batch() -> dict[str, Tensor]:
@@ -64,8 +66,8 @@ def images() -> Tensor:
     return batch()["image"] / 127.5 - 1
 
 
-def fit(subject: Subject, config: ReconstructionConfig, **parts: Any) -> dict[str, Any]:
-    task, training_set = TokenizerTask(subject, config), ImageSet(SolidsSource(8), 32, seed=0)
+def fit(reconstructor: Reconstructor, config: ReconstructionConfig, **parts: Any) -> dict[str, Any]:
+    task, training_set = TokenizerTask(reconstructor, config), ImageSet(SolidsSource(8), 32, seed=0)
     share, accelerator = Share(config.batch_size), Accelerator(cpu=True)
     return train(task, lambda start: feed(training_set, share, start, config.steps), config, accelerator, **parts)
 
@@ -73,14 +75,14 @@ def fit(subject: Subject, config: ReconstructionConfig, **parts: Any) -> dict[st
 @pytest.mark.parametrize("kind", BASES)
 def test_with_a_frozen_trunk_the_down_block_and_the_decoder_move_alone(tmp_path: Path, kind: str) -> None:
     optim = OptimConfig(lr=1e-2, weight_decay=0.1)
-    subject = structured(BASES[kind](), freeze_encoder_trunk=True, optim=optim)
-    model, family = subject.network, subject.network.family
+    reconstructor = structured(BASES[kind](), freeze_encoder_trunk=True, optim=optim)
+    model, family = reconstructor.network, reconstructor.network.family
     head = f"encoder.{family.head(model.base_vae.encoder)}."
     free = {name for name in model.state_dict() if name.startswith((head, "decoder."))}
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == free
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     store = CheckpointStore(tmp_path, {})
-    average = fit(subject, subject.config, store=store)["autoencoder"]
+    average = fit(reconstructor, reconstructor.config, store=store)["autoencoder"]
     after = model.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == free
     assert any(name.startswith("encoder.") for name in before.keys() - free)
@@ -94,22 +96,22 @@ def test_with_a_frozen_trunk_the_down_block_and_the_decoder_move_alone(tmp_path:
 
 
 def test_the_trunk_moves_by_default() -> None:
-    subject = structured(tiny_kl(), optim=OptimConfig(lr=1e-2))
-    before = subject.network.encoder.conv_in.weight.clone()
-    fit(subject, subject.config)
-    assert not torch.equal(subject.network.encoder.conv_in.weight, before)
+    reconstructor = structured(tiny_kl(), optim=OptimConfig(lr=1e-2))
+    before = reconstructor.network.encoder.conv_in.weight.clone()
+    fit(reconstructor, reconstructor.config)
+    assert not torch.equal(reconstructor.network.encoder.conv_in.weight, before)
 
 
-def gradients(subject: Any, config: ReconstructionConfig) -> tuple[Tensor, dict[str, Tensor], int]:
+def gradients(reconstructor: Any, config: ReconstructionConfig) -> tuple[Tensor, dict[str, Tensor], int]:
     """Loss and gradients with both adaptive weights, and how often the middle of the decoder ran."""
     runs: list[int] = []
-    decoder = getattr(subject.network, "autoencoder", subject.network).decoder
+    decoder = getattr(reconstructor.network, "autoencoder", reconstructor.network).decoder
     decoder.mid_block.register_forward_pre_hook(lambda *_: runs.append(1))  # recomputing stops before its end
     torch.manual_seed(0)  # of the judge
-    total, values = TokenizerTask(subject, config).loss("autoencoder", subject.network, batch(), 0)
-    assert "adversarial_weight" in values
-    total.backward()
-    return total, {name: weight.grad for name, weight in subject.network.named_parameters()}, len(runs)
+    loss = TokenizerTask(reconstructor, config).loss("autoencoder", reconstructor.network, batch(), 0)
+    assert "adversarial_weight" in loss.values
+    loss.total.backward()
+    return loss.total, {name: weight.grad for name, weight in reconstructor.network.named_parameters()}, len(runs)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +124,8 @@ def test_recomputed_activations_change_neither_loss_nor_gradients(make: Any, set
     for checkpointing in (False, True):
         autoencoder = tiny_kl()
         autoencoder.load_state_dict(base)
-        subject = make(autoencoder, gradient_checkpointing=checkpointing, **settings)
-        found.append(gradients(subject, config))
+        reconstructor = make(autoencoder, gradient_checkpointing=checkpointing, **settings)
+        found.append(gradients(reconstructor, config))
     (want, exact, once), (got, recomputed, often) = found
     assert once == 1
     assert often > 1
@@ -147,39 +149,40 @@ def test_checkpointing_is_refused_where_diffusers_has_none_or_a_wrong_one(kind: 
 @pytest.mark.parametrize("units", ["raw", "scaled"])
 def test_detail_is_aligned_to_the_base_in_its_units(units: str, clamp: bool) -> None:
     base = tiny_kl(scaling_factor=1.5305, shift_factor=0.0609)
-    subject = structured(base, base_units=units, clamp_base_image=clamp, detail_dropout=0)
-    model, pictures = subject.network, 1.2 * images()
+    reconstructor = structured(base, base_units=units, clamp_base_image=clamp, detail_dropout=0)
+    model, pictures = reconstructor.network, 1.2 * images()
     small = F.interpolate(pictures, scale_factor=0.5, mode="bicubic", align_corners=False)
     assert small.abs().max() > 1
     with torch.no_grad():
         raw = base.encode(small.clamp(-1, 1) if clamp else small).latent_dist.mode()
-        result = subject.reconstruct(model, pictures, [0, 1])
+        result = reconstructor.reconstruct(model, pictures, [0, 1])
     want = (raw - 0.0609) * 1.5305 if units == "scaled" else raw
     assert_close(result.base, want)
     with torch.no_grad():
         assert_close(model.decoder(torch.cat([want, result.latent], dim=1)), result.sample)  # the decoder's too
     stored = {"image": (pictures + 1) * 127.5, "position": torch.arange(2)}
-    aligned = TokenizerTask(subject, subject.config).loss("autoencoder", model, stored, 0)[1]["align"]
+    aligned = TokenizerTask(reconstructor, reconstructor.config).loss("autoencoder", model, stored, 0).values["align"]
     grouped = result.latent.unflatten(1, (4, 2)).mean(dim=2)
     assert_close(aligned[None], (grouped - want).square().mean()[None])
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_weights_are_measured_at_the_down_block_and_the_last_convolution(kind: str) -> None:
-    subject = structured(BASES[kind]())
-    model = subject.network
-    assert subject.latent_weight is model.family.head_of(model.encoder).conv.weight
-    assert subject.last_weight is [one for one in model.decoder.modules() if isinstance(one, nn.Conv2d)][-1].weight
-    assert subject.latent_weight.requires_grad
-    assert subject.last_weight.requires_grad
+    reconstructor = structured(BASES[kind]())
+    model = reconstructor.network
+    assert reconstructor.latent_weight is model.family.head_of(model.encoder).conv.weight
+    convolutions = [part for part in model.decoder.modules() if isinstance(part, nn.Conv2d)]
+    assert reconstructor.last_weight is convolutions[-1].weight
+    assert reconstructor.latent_weight.requires_grad
+    assert reconstructor.last_weight.requires_grad
 
 
 @pytest.mark.parametrize(("noise", "spread"), [(0.0, 0.0), (0.5, 0.5)])
 def test_a_plain_autoencoder_without_a_posterior_has_fixed_noise(noise: float, spread: float) -> None:
     base: AutoencoderDC = tiny_autoencoder()
-    subject = plain(base, latent_noise=noise)
+    reconstructor = plain(base, latent_noise=noise)
     with torch.no_grad():
-        result = subject.reconstruct(subject.network, images(), [0, 1])
+        result = reconstructor.reconstruct(reconstructor.network, images(), [0, 1])
         assert_close(result.mean, base.encode(images()).latent)
         assert_close(result.sample, base.decode(result.latent).sample)
     assert result.logvar is None
@@ -190,11 +193,11 @@ def test_a_plain_autoencoder_with_a_posterior_draws_from_it() -> None:
     base = tiny_kl()
     with torch.no_grad():
         base.quant_conv.bias[4:] += 3.0
-    subject = plain(base, latent_noise=9.0)  # of no consequence here
+    reconstructor = plain(base, latent_noise=9.0)  # of no consequence here
     with torch.no_grad():
         posterior = base.encode(images()).latent_dist
-        result = subject.reconstruct(subject.network, images(), [0, 1])
-        again = subject.reconstruct(subject.network, images()[1:], [1])
+        result = reconstructor.reconstruct(reconstructor.network, images(), [0, 1])
+        again = reconstructor.reconstruct(reconstructor.network, images()[1:], [1])
     assert_close(result.mean, posterior.mean)
     assert_close(result.logvar, posterior.logvar)
     assert float(((result.latent - posterior.mean) / posterior.std).std()) == pytest.approx(1, abs=0.1)

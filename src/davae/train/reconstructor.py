@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from davae.core.layout import LatentLayout
 from davae.core.randomness import normal, uniform
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.bases import BaseFamily, family_of
+from davae.models.bases import BaseFamily, family_of, weight_of
 from davae.train.objective import AutoencoderConfig, ReconstructionConfig, TokenizerConfig
-from davae.train.vision import VisionAlignment, VisionProjection
+from davae.train.vision_alignment import VisionAlignment, VisionProjection
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Reconstruction:
         mean: posterior mean [B, K, h, w].
         logvar: its log-variance; None for a deterministic autoencoder.
         latent: the latent that was decoded, as drawn.
-        base: base latent, of a structured autoencoder alone; `latent` is then the detail.
+        base: base latent, of an upgraded autoencoder alone; `latent` is then the detail.
         vision: latent and foundation features [B, K, h, w], one of them projected, where the latent is aligned.
     """
 
@@ -35,40 +35,67 @@ class Reconstruction:
     vision: tuple[Tensor, Tensor] | None = None
 
 
-class Subject(Protocol):
-    """The autoencoder being trained."""
+class Reconstructor(Protocol):
+    """An autoencoder in training, plain or upgraded."""
 
-    network: nn.Module
-    last_weight: nn.Parameter
-    """Of the decoder: the adversarial weight is measured here."""
-    latent_weight: nn.Parameter
-    """Of the layer that makes the latent: alignment weights are measured here."""
-    layout: LatentLayout | None
-    vision: VisionAlignment | None
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Of the decoder: the adversarial weight is measured here."""
+
+    @property
+    def latent_weight(self) -> nn.Parameter:
+        """Of the layer that makes the latent: alignment weights are measured here."""
+
+    @property
+    def layout(self) -> LatentLayout | None:
+        """Base and detail channels; a plain autoencoder has none to tell apart."""
+
+    @property
+    def vision(self) -> VisionAlignment | None:
+        """The alignment to a vision foundation model, where there is one."""
 
     def reconstruct(self, network: nn.Module, images: Tensor, positions: Sequence[int]) -> Reconstruction:
-        """Run `network` (this subject's, perhaps wrapped) on images in [-1, 1]."""
+        """Run `network`, perhaps wrapped, on images [B, 3, H, W] in [-1, 1].
+
+        Args:
+            network: this reconstructor's, as the loop hands it to the task.
+            images: see above; on the network's device.
+            positions: of the images in the training sequence, from which everything random is drawn.
+        """
 
 
-class StructuredSubject:
-    """An `AutoencoderDA` in training."""
+class UpgradedReconstructor:
+    """An `AutoencoderDA` in training: detail encoder and decoder move, the base stands still.
 
-    vision = None
+    Args:
+        autoencoder: is changed: what the config freezes does not require gradients any more.
+        config: dropout of details, what is frozen, gradient checkpointing.
+        seed: of the posterior's noise and of the dropout.
+
+    Raises:
+        ValueError: the base has no gradient checkpointing, and the config asks for it.
+    """
+
+    vision: VisionAlignment | None = None
 
     def __init__(self, autoencoder: AutoencoderDA, config: TokenizerConfig, seed: int) -> None:
         self.network, self.config, self.seed = autoencoder, config, seed
         self.layout = autoencoder.layout
         self.last_weight, self.latent_weight = autoencoder.last_weight, autoencoder.detail_weight
         self._compression = autoencoder.compression
-        _checkpoint(autoencoder, autoencoder.family, config)
+        _recompute_activations(autoencoder, autoencoder.family, config)
         if config.freeze_encoder_trunk:
             autoencoder.encoder.requires_grad_(False)
             autoencoder.family.head_of(autoencoder.encoder).requires_grad_(True)
 
     def reconstruct(self, network: nn.Module, images: Tensor, positions: Sequence[int]) -> Reconstruction:
-        """See `Subject`."""
-        grid = (images.shape[-2] // self._compression, images.shape[-1] // self._compression)
-        noise = normal(self.seed, "posterior", positions, (self.layout.detail_channels, *grid))
+        """See `Reconstructor`."""
+        shape = (self.layout.detail_channels, *_grid(images, self._compression))
+        noise = normal(self.seed, "posterior", positions, shape)
         keep = None
         if self.config.detail_dropout > 0:
             rate = self.config.detail_dropout
@@ -79,7 +106,7 @@ class StructuredSubject:
         return Reconstruction(output.sample, output.detail_mean, output.detail_logvar, output.detail, output.base)
 
 
-class PlainAutoencoder(nn.Module):
+class PlainNetwork(nn.Module):
     """A diffusers autoencoder with one `forward` for training: image and noise in, reconstruction out."""
 
     def __init__(
@@ -107,10 +134,20 @@ class PlainAutoencoder(nn.Module):
         return Reconstruction(sample, mean, logvar, latent, vision=vision)
 
 
-class PlainSubject:
-    """A plain autoencoder in training."""
+class PlainReconstructor:
+    """A plain autoencoder in training.
 
-    layout = None
+    Args:
+        autoencoder: a diffusers autoencoder of a known family.
+        config: noise on the latent, gradient checkpointing.
+        seed: of the posterior's noise.
+        vision: aligns the latent; its projection is trained along.
+
+    Raises:
+        ValueError: the family is unknown, or has no gradient checkpointing and the config asks for it.
+    """
+
+    layout: LatentLayout | None = None
 
     def __init__(
         self, autoencoder: Any, config: AutoencoderConfig, seed: int, vision: VisionAlignment | None = None
@@ -118,22 +155,25 @@ class PlainSubject:
         self.seed, self.vision = seed, vision
         family = family_of(type(autoencoder).__name__)
         projection = None if vision is None else vision.projection
-        self.network: nn.Module = PlainAutoencoder(autoencoder, config.latent_noise, projection)
+        self.network: nn.Module = PlainNetwork(autoencoder, config.latent_noise, projection)
         self.last_weight = family.last_weight(autoencoder.decoder)
-        self.latent_weight = family.head_of(autoencoder.encoder).weight
+        self.latent_weight = weight_of(autoencoder.encoder, family.head(autoencoder.encoder))
         self._channels = family.latent_channels(autoencoder.config)
         self._compression = family.compression(autoencoder.config)
-        _checkpoint(autoencoder, family, config)
+        _recompute_activations(autoencoder, family, config)
 
     def reconstruct(self, network: nn.Module, images: Tensor, positions: Sequence[int]) -> Reconstruction:
-        """See `Subject`."""
-        grid = (images.shape[-2] // self._compression, images.shape[-1] // self._compression)
-        noise = normal(self.seed, "posterior", positions, (self._channels, *grid))
+        """See `Reconstructor`."""
+        noise = normal(self.seed, "posterior", positions, (self._channels, *_grid(images, self._compression)))
         features = None if self.vision is None else self.vision.features(images)
         return network(images, noise.to(images.device), features)
 
 
-def _checkpoint(autoencoder: Any, family: BaseFamily, config: ReconstructionConfig) -> None:
+def _grid(images: Tensor, compression: int) -> tuple[int, int]:
+    return images.shape[-2] // compression, images.shape[-1] // compression
+
+
+def _recompute_activations(autoencoder: Any, family: BaseFamily, config: ReconstructionConfig) -> None:
     if not config.gradient_checkpointing:
         return
     if not family.can_checkpoint:

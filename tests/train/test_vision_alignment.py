@@ -7,44 +7,44 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from conftest import assert_close
-from davae.core.foundation import vision_foundation
-from davae.models.foundation import FoundationFeatures
-from davae.train.vision import VisionAlignConfig, VisionAlignment, VisionPhase, VisionProjection
+from davae.core.vision_loss import vision_foundation
+from davae.models.vision_features import FoundationFeatures
+from davae.train.vision_alignment import VisionAlignConfig, VisionAlignment, VisionProjection, VisionWeighting
 
 RELEASED = (
-    VisionPhase(from_step=0, weight=0.5, cosine_margin=0.0, distance_margin=0.0),
-    VisionPhase(from_step=10, weight=0.1, cosine_margin=0.0, distance_margin=0.0),
-    VisionPhase(from_step=20, weight=0.1, cosine_margin=0.5, distance_margin=0.25),
+    VisionWeighting(from_step=0, weight=0.5, cosine_margin=0.0, distance_margin=0.0),
+    VisionWeighting(from_step=10, weight=0.1, cosine_margin=0.0, distance_margin=0.0),
+    VisionWeighting(from_step=20, weight=0.1, cosine_margin=0.5, distance_margin=0.25),
 )
 
 
-def test_a_step_has_the_last_phase_that_began() -> None:
+def test_a_step_has_the_last_weighting_that_began() -> None:
     config = VisionAlignConfig(model="somewhere", phases=RELEASED)
-    assert [config.phase(step) for step in (0, 9, 10, 19, 20, 10**6)] == [RELEASED[i] for i in (0, 0, 1, 1, 2, 2)]
+    assert [config.weighting(step) for step in (0, 9, 10, 19, 20, 10**6)] == [RELEASED[i] for i in (0, 0, 1, 1, 2, 2)]
 
 
 def test_the_defaults_are_the_plain_configuration() -> None:
-    phase = VisionAlignConfig(model="somewhere").phase(0)
-    assert (phase.weight, phase.cosine_margin, phase.distance_margin) == (0.1, 0.5, 0.25)
+    weighting = VisionAlignConfig(model="somewhere").weighting(0)
+    assert (weighting.weight, weighting.cosine_margin, weighting.distance_margin) == (0.1, 0.5, 0.25)
 
 
 @pytest.mark.parametrize("starts", [(), (1,), (0, 0), (0, 5, 3)])
 def test_phases_must_follow_each_other_from_step_0(starts: tuple[int, ...]) -> None:
-    phases = tuple(VisionPhase(from_step=start) for start in starts)
+    phases = tuple(VisionWeighting(from_step=start) for start in starts)
     with pytest.raises(ValueError, match="phases must start at step 0 .* got"):
         VisionAlignConfig(model="somewhere", phases=phases)
 
 
-def test_a_phase_has_a_weight() -> None:
+def test_a_weighting_has_a_weight() -> None:
     with pytest.raises(ValueError, match="weight must be positive; got 0"):
-        VisionPhase(weight=0)
+        VisionWeighting(weight=0)
 
 
 @pytest.mark.parametrize("setting", ["from_step", "cosine_margin", "distance_margin"])
-def test_a_phase_has_no_negative_setting(setting: str) -> None:
+def test_a_weighting_has_no_negative_setting(setting: str) -> None:
     values: dict[str, Any] = {setting: -1}
     with pytest.raises(ValueError, match=f"{setting} must not be negative; got -1"):
-        VisionPhase(**values)
+        VisionWeighting(**values)
 
 
 @torch.no_grad()
@@ -72,9 +72,9 @@ def test_the_term_has_the_weight_and_the_margins_of_the_step(adaptive: bool) -> 
     vision = VisionAlignment(config, FoundationFeatures(model, 2), latent_channels=3)
     pair = vision.projection(torch.randn(1, 3, 2, 2), vision.features(torch.rand(1, 3, 8, 8)))
     place = torch.nn.Parameter(torch.ones(1))
-    for step, phase in ((9, RELEASED[0]), (19, RELEASED[1]), (20, RELEASED[2])):
+    for step, expected in ((9, RELEASED[0]), (19, RELEASED[1]), (20, RELEASED[2])):
         term = vision.term(pair, step, place)
-        assert term.weight == phase.weight
-        assert torch.equal(term.loss, vision_foundation(*pair, phase.cosine_margin, phase.distance_margin))
+        assert term.weight == expected.weight
+        assert torch.equal(term.loss, vision_foundation(*pair, expected.cosine_margin, expected.distance_margin))
         assert term.parameter is (place if adaptive else None)
         assert term.maximum == 1e8

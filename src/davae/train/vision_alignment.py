@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from davae.core.config import Config
-from davae.core.foundation import vision_foundation
-from davae.models.foundation import FoundationFeatures
+from davae.core.vision_loss import vision_foundation
+from davae.models.vision_features import FoundationFeatures
 from davae.train.balance import Term
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionPhase(Config):
+class VisionWeighting(Config):
     """Weight and margins of the VF loss from a step on."""
 
     from_step: int = 0
+    """Step from which this holds, until the next one begins."""
     weight: float = 0.1
-    """With `VisionAlignConfig.adaptive` a ratio of gradient norms."""
+    """Weight of the term; with `adaptive` a share of the reconstruction's gradient norm."""
     cosine_margin: float = 0.5
     """Positions are left alone once their cosine is above 1 - margin."""
     distance_margin: float = 0.25
@@ -44,22 +45,22 @@ class VisionAlignConfig(Config):
     model: str
     """Folder of a saved DINOv2 or MAE of transformers, or its id on the Hugging Face hub."""
     normalise: bool = False
-    """Normalise the images for the foundation model; the reference does not (see `FoundationFeatures`)."""
+    """Normalise images by ImageNet's mean and deviation before the foundation model; the reference does not."""
     reverse_projection: bool = True
     """Project the latent onto the features' channels, which stay as they are; false projects the features."""
     adaptive: bool = True
     """Weigh by the ratio of gradient norms, |reconstruction| / |VF loss|, at the encoder's last convolution."""
-    phases: tuple[VisionPhase, ...] = (VisionPhase(),)
+    phases: tuple[VisionWeighting, ...] = (VisionWeighting(),)
     """In order of `from_step`, the first from step 0. One run with several is one resumable training."""
 
     def __post_init__(self) -> None:
-        starts = [phase.from_step for phase in self.phases]
+        starts = [weighting.from_step for weighting in self.phases]
         if not starts or starts[0] != 0 or any(later <= earlier for earlier, later in pairwise(starts)):
             raise ValueError(f"phases must start at step 0 and then at later and later steps; got {starts}")
 
-    def phase(self, step: int) -> VisionPhase:
-        """The phase that a step belongs to."""
-        return next(phase for phase in reversed(self.phases) if phase.from_step <= step)
+    def weighting(self, step: int) -> VisionWeighting:
+        """Weight and margins at a step: the last that began."""
+        return next(weighting for weighting in reversed(self.phases) if weighting.from_step <= step)
 
 
 class VisionProjection(nn.Module):
@@ -111,6 +112,6 @@ class VisionAlignment:
             step: of the training.
             parameter: of the encoder's last convolution, where an adaptive weight is measured (Eq. 4).
         """
-        phase = self.config.phase(step)
-        loss = vision_foundation(*pair, phase.cosine_margin, phase.distance_margin)
-        return Term("vision", loss, phase.weight, parameter if self.config.adaptive else None, maximum=1e8)
+        weighting = self.config.weighting(step)
+        loss = vision_foundation(*pair, weighting.cosine_margin, weighting.distance_margin)
+        return Term("vision", loss, weighting.weight, parameter if self.config.adaptive else None, maximum=1e8)
