@@ -9,6 +9,7 @@ from torch import Tensor
 
 import davae
 from backbones.families import PIPELINES
+from davae.sampling.settings import SamplerSettings
 from davae.sampling.step_cache import (
     STEP_CACHES,
     disable_step_cache,
@@ -16,7 +17,7 @@ from davae.sampling.step_cache import (
     is_step_cached,
     parse_step_cache,
 )
-from davae.sampling.text import draw_text
+from davae.sampling.text_sampler import TextSampler, TypedPrompts
 from tiny_text import MAX_LENGTH, tiny_text_pipeline
 
 STEPS = 12
@@ -38,9 +39,11 @@ def pipe() -> Any:
     return upgraded
 
 
-def draw(pipe: Any, seed: int = 3, prompt: str = "a red cube", **changes: Any) -> Tensor:
-    settings = {"height": 32, "width": 32, "steps": STEPS, "guidance_scale": 4.0, "max_sequence_length": MAX_LENGTH}
-    return draw_text(pipe, [prompt], [seed], **{**settings, **changes})
+def draw(
+    pipe: Any, seed: int = 3, prompt: str = "a red cube", size: tuple[int, int] = (32, 32), **changes: Any
+) -> Tensor:
+    settings = SamplerSettings(**({"steps": STEPS, "guidance_scale": 4.0, "seed": seed} | changes))
+    return TextSampler(pipe, settings, TypedPrompts(pipe, [prompt], MAX_LENGTH), size).latents([0])
 
 
 def computed(pipe: Any, **changes: Any) -> int:
@@ -79,7 +82,7 @@ def test_a_drawing_does_not_see_the_one_before(pipe: Any, kind: str) -> None:
     enable_step_cache(pipe, kind, value)
     first = draw(pipe, seed=3)
     draw(pipe, seed=4, prompt="a blue sphere", guidance_scale=1.0)  # a batch of another size
-    draw(pipe, seed=5, height=48)  # more tokens
+    draw(pipe, seed=5, size=(48, 32))  # more tokens
     assert torch.equal(draw(pipe, seed=3), first)
     assert computed(pipe) < STEPS
 
@@ -174,7 +177,7 @@ def test_two_blocks_are_enough_for_the_others() -> None:
     pipe.set_progress_bar_config(disable=True)
     for kind in ("taylorseer", "pyramid"):
         enable_step_cache(pipe, kind)
-        assert torch.isfinite(draw(pipe, height=16, width=16)).all()
+        assert torch.isfinite(draw(pipe, size=(16, 16))).all()
         disable_step_cache(pipe)
 
 

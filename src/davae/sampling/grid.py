@@ -1,12 +1,9 @@
 """The sizes that a pair can draw, from its configs alone: a wrong size is refused before any weight is loaded."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from davae.backbones.base import Backbone
-from davae.models.autoencoder import AutoencoderDA
-from davae.models.bases import family_of
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,3 @@ class Grid:
                     f"{self.most * self.unit} ({self.most} tokens x {self.unit} pixels)."
                 )
         return height // self.compression, width // self.compression
-
-
-def stored_compression(config: Mapping[str, Any]) -> int:
-    """Compression of a saved autoencoder, from the contents of its config.json.
-
-    Raises:
-        ValueError: its class is unknown.
-    """
-    if config["_class_name"] == AutoencoderDA.__name__:
-        return family_of(config["base_class"]).compression(config["base_config"]) * config["scale"]
-    return family_of(config["_class_name"]).compression(config)

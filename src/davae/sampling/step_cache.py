@@ -18,17 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import CacheMixin
-from diffusers.hooks import (
-    FirstBlockCacheConfig,
-    HookRegistry,
-    ModelHook,
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
+from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.hooks.pyramid_attention_broadcast import (
     PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-    apply_first_block_cache,
     apply_pyramid_attention_broadcast,
-    apply_taylorseer_cache,
 )
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 _HOOK = "davae_step_cache"
@@ -93,13 +90,14 @@ def enable_step_cache(pipe: Any, kind: str, value: float | None = None) -> None:
 def disable_step_cache(pipe: Any) -> None:
     """Draw every step in full again, and free what the cache held. Does nothing where no cache is on."""
     transformer = pipe.transformer
-    if not is_step_cached(pipe):
-        return
     if isinstance(transformer, CacheMixin):
-        transformer.disable_cache()
+        if transformer.is_cache_enabled:
+            transformer.disable_cache()
+        return
+    drawing = _drawing_of(transformer)
+    if drawing is None:
         return
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    drawing = registry.get_hook(_HOOK)
     registry.remove_hook(_HOOK, recurse=False)
     for path, name in drawing.hooks:
         HookRegistry.check_if_exists_or_initialize(transformer.get_submodule(path)).remove_hook(name, recurse=False)
@@ -110,7 +108,7 @@ def is_step_cached(pipe: Any) -> bool:
     """Whether a cache of this file is on."""
     if isinstance(pipe.transformer, CacheMixin):
         return pipe.transformer.is_cache_enabled
-    return HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(_HOOK) is not None
+    return _drawing_of(pipe.transformer) is not None
 
 
 class _Drawing(ModelHook):
@@ -135,8 +133,16 @@ class _Drawing(ModelHook):
             HookRegistry.check_if_exists_or_initialize(module).reset_stateful_hooks()
         self.time, self._text = time, text
         # Guidance puts both halves into one batch: one context. The mixin's method asks nothing of its module.
+        forward: Callable[..., Any] | None = self.fn_ref.original_forward
+        assert forward is not None
         with CacheMixin.cache_context(module, "batch"):  # type: ignore[arg-type]
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return forward(*args, **kwargs)
+
+
+def _drawing_of(transformer: nn.Module) -> _Drawing | None:
+    """The hook on SD3's transformer while a cache is on."""
+    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK)
+    return hook if isinstance(hook, _Drawing) else None
 
 
 class _Trunk(nn.Module):

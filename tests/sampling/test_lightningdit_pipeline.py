@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 import davae
 from conftest import assert_close
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
 from davae.sampling.denoise import draw_noise
-from davae.sampling.pipeline import LightningDiTPipeline
+from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
 
 
 def autoencoder() -> AutoencoderDC:

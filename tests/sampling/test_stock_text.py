@@ -1,6 +1,6 @@
-"""Drawing from stock text pipelines, upgraded: noise, guidance interval, previews, other families, bad input."""
+"""Drawing prompts with stock pipelines: noise, guidance interval, previews, other families, bad input."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffusers
@@ -12,9 +12,13 @@ import davae
 from backbones.families import PIPELINES
 from conftest import assert_close
 from davae.backbones.sd3 import SD3
+from davae.models.adapter import geometry_of
 from davae.sampling.denoise import draw_noise
-from davae.sampling.grid import Grid, stored_compression
-from davae.sampling.text import decode, draw_encoded, draw_text, encode, preview, truncated
+from davae.sampling.grid import Grid
+from davae.sampling.sampler import decode, preview
+from davae.sampling.settings import SamplerSettings
+from davae.sampling.stock_text import draw_encoded, encode, require_drawable
+from davae.sampling.text_sampler import TextSampler, TypedPrompts
 from tiny_text import MAX_LENGTH, tiny_text_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:This AutoencoderDA has not been trained")
@@ -25,8 +29,23 @@ CALL: dict[str, Any] = {
     "width": 32,
     "steps": 6,
     "guidance_scale": 4.0,
-    "max_sequence_length": MAX_LENGTH,
 }
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    height: int,
+    width: int,
+    negative: str = "",
+    **settings: Any,
+) -> Tensor:
+    """Latents of an image a prompt, from consecutive seeds."""
+    typed = TypedPrompts(pipe, prompts, MAX_LENGTH, negative)
+    sampler = TextSampler(pipe, SamplerSettings(seed=seed, **settings), typed, (height, width))
+    return sampler.latents(range(len(prompts)))
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +85,14 @@ def test_the_stock_call_draws_the_same(pipe: Any) -> None:
         generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
         output_type="latent",
     ).images
-    drawn = draw_text(pipe, PROMPTS, [3, 4], **CALL, negative_prompt="a box")
+    drawn = draw(pipe, PROMPTS, 3, **CALL, negative="a box")
     assert drawn.shape == (2, 8, 4, 4)
     assert_close(drawn, stock, 1e-5)
 
 
 def test_an_image_does_not_depend_on_its_batch(pipe: Any) -> None:
-    together = draw_text(pipe, PROMPTS, [3, 4], **CALL)
-    assert_close(draw_text(pipe, PROMPTS[1:], [4], **CALL), together[1:], 1e-5)
+    together = draw(pipe, PROMPTS, 3, **CALL)
+    assert_close(draw(pipe, PROMPTS[1:], 4, **CALL), together[1:], 1e-5)
     assert not torch.equal(together[0], together[1])
 
 
@@ -87,14 +106,14 @@ def test_the_base_channels_of_a_fresh_upgrade_are_what_the_base_model_draws() ->
     for pipe in (base, fresh):
         pipe.set_progress_bar_config(disable=True)
     settings = CALL | {"guidance_interval": (0.1, 0.6)}
-    small = draw_text(base, PROMPTS, [3, 4], **(settings | {"height": 16, "width": 16}))
-    assert_close(draw_text(fresh, PROMPTS, [3, 4], **settings)[:, :4], small, 1e-5)
+    small = draw(base, PROMPTS, 3, **(settings | {"height": 16, "width": 16}))
+    assert_close(draw(fresh, PROMPTS, 3, **settings)[:, :4], small, 1e-5)
 
 
 def test_guidance_in_the_whole_interval_is_guidance(pipe: Any, rows: list[int]) -> None:
-    full = draw_text(pipe, PROMPTS, [3, 4], **CALL)
+    full = draw(pipe, PROMPTS, 3, **CALL)
     # Through the callback, which the whole interval (0, 1) does without.
-    switched = draw_text(pipe, PROMPTS, [3, 4], **CALL, guidance_interval=(0.0, 0.999))
+    switched = draw(pipe, PROMPTS, 3, **CALL, guidance_interval=(0.0, 0.999))
     assert torch.equal(full, switched)
     assert rows == [4] * 12
 
@@ -104,7 +123,7 @@ def test_outside_the_interval_the_unconditional_half_is_not_computed(
     pipe: Any, rows: list[int], interval: tuple[float, float]
 ) -> None:
     inside = [interval[0] <= time <= interval[1] for time in times(pipe, 6)]
-    drawn = draw_text(pipe, PROMPTS, [3, 4], **CALL, guidance_interval=interval)
+    drawn = draw(pipe, PROMPTS, 3, **CALL, guidance_interval=interval)
     assert rows == [4 if on else 2 for on in inside]
     assert 0 < sum(inside) < 6
 
@@ -133,9 +152,9 @@ def _velocity(pipe: Any, latents: Tensor, sigma: float, embeds: Tensor, pooled: 
 
 
 def test_the_pipeline_is_as_before_after_an_interval(pipe: Any) -> None:
-    full = draw_text(pipe, PROMPTS, [3, 4], **CALL)
-    draw_text(pipe, PROMPTS, [3, 4], **CALL, guidance_interval=(0.2, 0.5))
-    assert torch.equal(draw_text(pipe, PROMPTS, [3, 4], **CALL), full)
+    full = draw(pipe, PROMPTS, 3, **CALL)
+    draw(pipe, PROMPTS, 3, **CALL, guidance_interval=(0.2, 0.5))
+    assert torch.equal(draw(pipe, PROMPTS, 3, **CALL), full)
 
 
 def test_a_schedule_that_starts_within_the_noise_is_refused_with_an_interval(pipe: Any) -> None:
@@ -143,7 +162,7 @@ def test_a_schedule_that_starts_within_the_noise_is_refused_with_an_interval(pip
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     try:
         with pytest.raises(ValueError, match="starts at pure noise"):
-            draw_text(pipe, PROMPTS, [3, 4], **CALL, guidance_interval=(0.2, 1.0))
+            draw(pipe, PROMPTS, 3, **CALL, guidance_interval=(0.2, 1.0))
     finally:
         pipe.scheduler = scheduler
 
@@ -153,18 +172,17 @@ def test_encoded_prompts_need_no_text_encoders(pipe: Any) -> None:
     parts = {name: None if name.startswith(("text_", "tokenizer")) else p for name, p in pipe.components.items()}
     mute = diffusers.StableDiffusion3Pipeline(**parts)
     mute.set_progress_bar_config(disable=True)
-    settings = {name: value for name, value in CALL.items() if name != "max_sequence_length"}
-    drawn = draw_encoded(mute, conditions, negatives, [3, 4], **settings)
-    assert torch.equal(drawn, draw_text(pipe, PROMPTS, [3, 4], **CALL))
+    drawn = draw_encoded(mute, conditions, negatives, [3, 4], **CALL)
+    assert torch.equal(drawn, draw(pipe, PROMPTS, 3, **CALL))
 
 
 def test_without_guidance_there_is_one_half(pipe: Any, rows: list[int]) -> None:
-    draw_text(pipe, PROMPTS, [3, 4], **(CALL | {"guidance_scale": 1.0}))
+    draw(pipe, PROMPTS, 3, **(CALL | {"guidance_scale": 1.0}))
     assert rows == [2] * 6
 
 
 def test_decode_is_the_stock_decoding(pipe: Any) -> None:
-    latents = draw_text(pipe, PROMPTS, [3, 4], **CALL)
+    latents = draw(pipe, PROMPTS, 3, **CALL)
     stock = pipe(
         PROMPTS,
         height=32,
@@ -175,12 +193,13 @@ def test_decode_is_the_stock_decoding(pipe: Any) -> None:
         latents=draw_noise([3, 4], (8, 4, 4)),
         output_type="pt",
     ).images
-    assert decode(pipe, latents).shape == (2, 3, 32, 32)
-    assert_close(decode(pipe, latents), stock, 1e-5)
+    images = decode(pipe, latents)
+    assert images.shape == (2, 3, 32, 32)
+    assert (images.float() / 255 - stock).abs().max() <= 0.5 / 255 + 1e-5
 
 
 def test_preview_sees_the_base_channels_alone(pipe: Any) -> None:
-    latents = draw_text(pipe, PROMPTS, [3, 4], **CALL)
+    latents = draw(pipe, PROMPTS, 3, **CALL)
     shown = preview(pipe, latents)
     assert shown.shape == (2, 3, 32, 32)
     changed = latents.clone()
@@ -213,7 +232,7 @@ def test_other_families_draw_the_same_as_their_stock_call(name: str) -> None:
     assert drawn.shape == (1, channels, 64 // pipe.vae.compression, 64 // pipe.vae.compression)
 
     stock = family.draw(pipe, output_type="pt", guidance_scale=scale, generator=[torch.Generator().manual_seed(3)])
-    assert_close(decode(pipe, drawn), stock, 1e-4)
+    assert (decode(pipe, drawn).float() / 255 - stock).abs().max() <= 0.5 / 255 + 1e-4
     with pytest.raises(ValueError, match="does not let its guidance be changed"):
         draw_encoded(pipe, conditions, negatives, [3], **settings, guidance_interval=(0.1, 0.5))
 
@@ -233,7 +252,7 @@ def test_pixart_takes_prompts_as_text() -> None:
         return tuple(inputs[name].expand(len(prompt), *inputs[name].shape[1:]) for name in names)
 
     pipe.encode_prompt = encode_prompt
-    drawn = draw_text(pipe, PROMPTS, [3, 4], height=64, width=64, steps=2, guidance_scale=4.0, negative_prompt="box")
+    drawn = draw(pipe, PROMPTS, 3, height=64, width=64, steps=2, guidance_scale=4.0, negative="box")
     assert drawn.shape[0] == 2
     assert seen == {"prompt": PROMPTS, "negative": ["box", "box"]}
 
@@ -241,24 +260,10 @@ def test_pixart_takes_prompts_as_text() -> None:
 def test_flux_takes_no_negative_prompt() -> None:
     pipe = PIPELINES["flux"].make()
     with pytest.raises(ValueError, match="no negative prompt"):
-        draw_text(pipe, ["a"], [0], height=32, width=32, steps=1, guidance_scale=3.5, negative_prompt="b")
-
-
-def test_long_prompts_are_named(pipe: Any) -> None:
-    long = "a " + "red " * 20 + "cube"
-    assert truncated(pipe, [PROMPTS[0], long], MAX_LENGTH) == [long]
-    with pytest.warns(UserWarning, match="do not read the end of 1 of the prompts.*a red red"):
-        draw_text(pipe, [PROMPTS[0], long], [3, 4], **CALL)
-
-
-def test_what_t5_reads_to_the_end_is_not_too_long(pipe: Any) -> None:
-    assert truncated(pipe, ["a " + "red " * 20 + "cube"], 64) == []
-
-
-@pytest.mark.parametrize("prompts", [[], "a cube", [""], [" "], ["a cube", None], [3]])
-def test_what_is_no_prompt_is_refused(pipe: Any, prompts: Any) -> None:
-    with pytest.raises(ValueError, match=r"[Pp]rompt"):
-        draw_text(pipe, prompts, [3], **CALL)
+        TypedPrompts(pipe, ["a"], negative="b")
+    with pytest.raises(ValueError, match="no negative prompt"):
+        require_drawable("FluxPipeline", 3.5, negative_prompt="b")
+    TypedPrompts(pipe, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -269,28 +274,42 @@ def test_what_is_no_prompt_is_refused(pipe: Any, prompts: Any) -> None:
         ({"width": 144}, "beyond the transformer's positions; got 144, allowed is up to 128"),
         ({"guidance_scale": 0.0}, "at least 1"),
         ({"guidance_interval": (0.5, 0.5)}, "start < end"),
-        ({"guidance_interval": (-0.1, 0.5)}, "start < end"),
     ],
 )
 def test_wrong_settings_are_refused(pipe: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw_text(pipe, PROMPTS, [3, 4], **(CALL | change))
+        draw(pipe, PROMPTS, 3, **(CALL | change))
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 0.5), (0.5, 1.5), (0.7, 0.2)])
+def test_what_is_no_interval_is_refused(pipe: Any, interval: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="start < end"):
+        require_drawable("StableDiffusion3Pipeline", 2.0, interval)
+    with pytest.raises(ValueError, match="start < end"):
+        draw_encoded(pipe, encode(pipe, PROMPTS, MAX_LENGTH), None, [3, 4], **CALL, guidance_interval=interval)
 
 
 def test_a_seed_an_image(pipe: Any) -> None:
+    conditions = encode(pipe, PROMPTS, MAX_LENGTH)
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
-        draw_text(pipe, PROMPTS, [3], **CALL)
+        draw_encoded(pipe, conditions, encode(pipe, [""], MAX_LENGTH), [3], **CALL)
 
 
-def test_a_pipeline_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="Cannot draw text with a HunyuanDiTPipeline"):
-        draw_text(PIPELINES["hunyuan"].make(), ["a"], [0], height=64, width=64, steps=1, guidance_scale=2.0)
+def test_a_pipeline_of_another_kind_is_refused(pipe: Any) -> None:
+    other, settings = PIPELINES["hunyuan"].make(), SamplerSettings(steps=1, guidance_scale=2.0)
+    message = "Cannot draw text with a HunyuanDiTPipeline; allowed are .*StableDiffusion3Pipeline"
+    with pytest.raises(ValueError, match=message):
+        TypedPrompts(other, ["a"])
+    with pytest.raises(ValueError, match=message):
+        TextSampler(other, settings, TypedPrompts(pipe, ["a"]), (64, 64))
+    with pytest.raises(ValueError, match=message):
+        draw_encoded(other, {"prompt": ["a"]}, None, [0], height=64, width=64, steps=1, guidance_scale=2.0)
 
 
 def test_a_grid_is_known_from_configs(pipe: Any) -> None:
     base = {**pipe.vae.base_vae.config, "_class_name": "AutoencoderKL"}
     structured = {**pipe.vae.config, "_class_name": "AutoencoderDA"}
-    assert (stored_compression(base), stored_compression(structured)) == (4, 8)
-    grid = Grid.of(SD3, pipe.transformer.config, stored_compression(structured))
+    assert (geometry_of(base).compression, geometry_of(structured).compression) == (4, 8)
+    grid = Grid.of(SD3, pipe.transformer.config, geometry_of(structured).compression)
     assert (grid.compression, grid.unit, grid.default, grid.most) == (8, 16, 32, 8)
     assert grid.latent_size(32, 48) == (4, 6)

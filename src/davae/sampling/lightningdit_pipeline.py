@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from davae.models.faces import compression_of
+from davae.models.adapter import adapt
 from davae.models.lightningdit import LightningDiT
-from davae.models.scaling import scaling_of
 from davae.sampling.denoise import denoise
 from davae.sampling.guidance import Guidance, guide_all
 
@@ -25,23 +25,27 @@ class LightningDiTPipeline(DiffusionPipeline):
         scheduler: its shift is in sigma: native shift 0.3 is 1 / 0.3 here.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq: Any = "transformer->vae"
+
+    vae: Any
+    transformer: LightningDiT
+    scheduler: FlowMatchEulerDiscreteScheduler
 
     def __init__(self, vae: Any, transformer: LightningDiT, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        if vae.config.latent_channels != transformer.config.in_channels:
+        given, taken = vae.config.latent_channels, transformer.config["in_channels"]
+        if given != taken:
             raise ValueError(
-                f"The autoencoder and the transformer are not a pair: the autoencoder has "
-                f"{vae.config.latent_channels} latent channels, the transformer takes "
-                f"{transformer.config.in_channels}."
+                f"The autoencoder and the transformer are not a pair: the autoencoder has {given} latent channels, "
+                f"the transformer takes {taken}."
             )
         self.image_processor = VaeImageProcessor(do_resize=False)
 
     @property
     def image_size(self) -> int:
         """Side of the images, pixels."""
-        return self.transformer.config.sample_size * compression_of(self.vae)
+        return self.transformer.config["sample_size"] * adapt(self.vae).compression
 
     @torch.no_grad()
     def __call__(
@@ -56,8 +60,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw one image a label.
+    ) -> Any:
+        """Draw one image a label; returns an `ImagePipelineOutput`.
 
         Args:
             class_labels: 0 .. num_classes - 1.
@@ -68,7 +72,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             generator: one, or one an image (then an image does not depend on its batch).
             latents: noise [B, K, h, w] to start from instead.
             output_type: "pil", "np", "pt" (images in [0, 1]) or "latent" (what the transformer drew).
-            return_dict: whether to wrap the result.
+            return_dict: False returns a tuple of the images alone.
             on_step: called with the step number and the latents.
 
         Raises:
@@ -79,11 +83,10 @@ class LightningDiTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"Give one generator, or one an image; got {len(class_labels)} images, {len(generator)} generators."
             )
-        device, dtype, config = self._execution_device, self.transformer.dtype, self.transformer.config
+        device, dtype = self._execution_device, self.transformer.dtype
         labels = torch.tensor(list(class_labels), device=device)
         if latents is None:
-            shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = self._noise(len(labels), generator)
         bar = self.progress_bar(total=num_inference_steps)
 
         def report(step: int, latents: Tensor) -> None:
@@ -104,18 +107,23 @@ class LightningDiTPipeline(DiffusionPipeline):
             report,
         )
         bar.close()
-        image = latents if output_type == "latent" else self.decode(latents, output_type)
+        image: Any = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Images of latents that the transformer drew."""
-        stored = scaling_of(self.vae).denormalise(latents.to(self._execution_device, self.vae.dtype))
-        return self.image_processor.postprocess(self.vae.decode(stored).sample, output_type=output_type)
+        images = adapt(self.vae).decode(latents.to(self._execution_device))
+        return self.image_processor.postprocess(images, output_type=output_type)
+
+    def _noise(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        side, channels = self.transformer.config["sample_size"], self.transformer.config["in_channels"]
+        shape = (count, channels, side, side)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
 
     def _check_labels(self, labels: Sequence[int]) -> None:
-        count = self.transformer.config.num_classes
+        count = self.transformer.config["num_classes"]
         wrong = [label for label in labels if not 0 <= label < count]
         if wrong:
             raise ValueError(f"Class labels must be between 0 and {count - 1}; got {wrong[:5]}.")

@@ -1,0 +1,1 @@
+"""A source of images or captions through an autoencoder or text encoders, into a cache."""

@@ -1,0 +1,145 @@
+"""Owner of a folder of generated images: what stands, what is missing, and of which settings it is.
+
+The work is cut into units of consecutive images: a batch, or a tar shard. A unit is done or missing as a whole, so
+that a stopped process goes on where it was, and several share the units.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from davae.core.files import replacing, sweep, write_json, write_text
+from davae.models.chunking import chunks
+from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, ImageFormat, NpzArchive, TarShards
+
+FormatName = Literal["png", "jpg", "npz", "tar"]
+GRID = "grid.png"
+_SHOWN = 40  # characters of a setting in an error
+
+
+class ImageStore:
+    """Generated images on disk.
+
+    Args:
+        folder: of the store; need not exist.
+        inputs: all that the images depend on, as JSON values.
+        count: of the images.
+        unit: images a unit.
+        formats: in which images are kept; none keeps nothing but what stands beside them (latents). "png" and "jpg"
+            are a file an image, "tar" a captioned shard a unit, "npz" one array of all, as FID tools read it.
+        kinds: what is kept of each image: `IMAGE`, and names of what stands beside it.
+        members: form of the images in tar shards.
+        marker: name of the file that holds `inputs`.
+        facts: whether a file of facts lies beside each image file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        inputs: Mapping[str, Any],
+        count: int,
+        *,
+        unit: int,
+        formats: Sequence[FormatName],
+        kinds: Sequence[str] = (IMAGE,),
+        members: Literal["png", "jpg"] = "png",
+        marker: str = "inputs.json",
+        facts: bool = False,
+    ) -> None:
+        self.folder, self.inputs, self.count, self.kinds = folder, dict(inputs), count, tuple(kinds)
+        self.units: list[range] = list(chunks(count, unit))
+        self._marker, self._names = folder / marker, tuple(formats)
+        files = {
+            "png": ImageFiles(folder, "png", self.kinds, facts),
+            "jpg": ImageFiles(folder, "jpg", self.kinds, facts),
+        }
+        self._files = next((files[name] for name in formats if name in files), None)
+        self._known: dict[str, ImageFormat] = {
+            **files,
+            "tar": TarShards(folder, unit, members),
+            "npz": NpzArchive(folder, count, self._files),
+        }
+        self._formats = [self._known[name] for name in formats]
+
+    @property
+    def stored_inputs(self) -> dict[str, Any] | None:
+        """What the images that stand depend on; None where nothing stands."""
+        return json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.exists() else None
+
+    def require_same_inputs(self) -> None:
+        """Refuse a folder that holds something else.
+
+        Raises:
+            ValueError: images of other settings stand there, or anything that is not of this library.
+        """
+        before = self.stored_inputs
+        if before is not None:
+            if changed := sorted(key for key in {*before, *self.inputs} if before.get(key) != self.inputs.get(key)):
+                described = "; ".join(
+                    f"{key}: {_short(before, key)}, now {_short(self.inputs, key)}" for key in changed
+                )
+                raise ValueError(
+                    f"{self.folder} holds images of other settings ({described}). Use the old ones to go on, or give "
+                    f"another folder."
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"{self.folder} holds something that davae did not write: there is no {self._marker.name} in it. "
+                f"Give a new or an empty folder."
+            )
+
+    def begin(self) -> None:
+        """Make the folder and say in it what its images are."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        write_json(self._marker, self.inputs, indent=1, sort_keys=True)
+
+    def discard(self, keep: int) -> None:
+        """Remove images from number `keep` on, all in formats that are not asked for, and what sums them up."""
+        for name, form in self._known.items():
+            form.discard(keep if name in self._names else 0)
+        (self.folder / GRID).unlink(missing_ok=True)
+
+    def is_done(self, unit: Sequence[int]) -> bool:
+        """Whether a unit stands in every format."""
+        return all(form.has(unit) for form in self._formats)
+
+    def missing(self, process: int = 0, num_processes: int = 1) -> list[range]:
+        """Units of one of several processes that do not stand yet."""
+        return [unit for unit in self.units[process::num_processes] if not self.is_done(unit)]
+
+    def write(self, unit: Sequence[int], parts: Iterable[Sequence[GeneratedImage]]) -> None:
+        """Keep a unit, which is drawn part by part."""
+        if len(self._formats) > 1:
+            parts = list(parts)
+        for form in self._formats:
+            form.write(unit, parts)
+
+    def finish(self, captions: Sequence[str]) -> None:
+        """Write what all images together make, and the list of what they are of."""
+        files = self._files
+        named = [{} if files is None else {"file_name": files.path(index).name} for index in range(self.count)]
+        rows = [{**name, "text": text} for name, text in zip(named, captions, strict=True)]
+        write_text(self.folder / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+        for form in self._formats:
+            form.finish(self.units)
+
+    def read(self, indices: Iterable[int], kind: str = IMAGE) -> Tensor:
+        """Images that were kept as files: uint8 [N, 3, H, W]."""
+        assert self._files is not None
+        return torch.stack([self._files.read(index, kind) for index in indices])
+
+    def show(self, grid: Image.Image) -> None:
+        """Keep a picture of the first images."""
+        with replacing(self.folder / GRID) as temporary:
+            grid.save(temporary, "PNG")
+
+
+def _short(values: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(values.get(key))
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
