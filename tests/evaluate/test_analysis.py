@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from davae import AutoencoderDA, LatentLayout
+from davae.core.observer import Silent
 from davae.data.solids import SolidsSource
 from davae.evaluate.analysis import LatentStatistics, gather, measure_latents, white_noise
-from davae.train.journal import Silent
 from tiny_pair import tiny_autoencoder
 
 GROUPS = {
@@ -37,12 +37,12 @@ def test_numbers_do_not_depend_on_batches_but_on_the_seed() -> None:
     parts, again = gather(autoencoder, source, 32, 3, Silent())
     assert shown.shape == (6, 12, 4, 4)
     torch.testing.assert_close(again, shown, atol=1e-5, rtol=0)
-    one, two = (measure_latents(statistics, {})[0] for statistics in (whole, parts))
-    assert {item.group for item in one} == GROUPS
-    assert [item.value for item in two] == pytest.approx([item.value for item in one], rel=1e-4, abs=1e-6)
+    first, second = (measure_latents(statistics, {})[0] for statistics in (whole, parts))
+    assert {item.group for item in first} == GROUPS
+    assert [item.value for item in second] == pytest.approx([item.value for item in first], rel=1e-4, abs=1e-6)
 
     other = measure_latents(gather(autoencoder, source, 32, 10, Silent(), seed=1)[0], {})[0]
-    changed = {a.group for a, b in zip(one, other, strict=True) if a.value != b.value}
+    changed = {a.group for a, b in zip(first, other, strict=True) if a.value != b.value}
     assert changed == {"Linear probe"}
 
 

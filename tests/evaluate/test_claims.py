@@ -5,6 +5,8 @@ import pytest
 from davae.evaluate.claims import generation_claims, reconstruction_claims, speed_claim
 from davae.evaluate.generation import CONTROL, SETS, UPGRADED, UPSAMPLED
 from davae.evaluate.reconstruction import VARIANTS
+from davae.evaluate.results import Measurement
+from davae.evaluate.swd import SWD
 
 GOOD = {
     UPGRADED: {128: 10.0, 64: 10.0, 32: 10.9, 16: 10.0},
@@ -14,7 +16,19 @@ GOOD = {
 
 
 def held(distances: dict[str, dict[int, float]]) -> list[bool]:
-    return [claim.holds for claim in generation_claims(distances)]
+    measurements = [
+        Measurement(SWD.group, row, f"{level} px level", value)
+        for row, levels in distances.items()
+        for level, value in levels.items()
+    ]
+    others = [Measurement("another metric", row, "mean", 1e9) for row in distances]
+    return [claim.holds for claim in generation_claims([*others, *measurements])]
+
+
+def outcome(psnr: dict[str, float]) -> list[bool]:
+    others = [Measurement("Reconstruction", row, "SSIM", 0.5) for row in psnr]
+    measurements = [Measurement("Reconstruction", row, "PSNR", value, "dB") for row, value in psnr.items()]
+    return [claim.holds for claim in reconstruction_claims([*measurements, *others])]
 
 
 def changed(name: str, level: int, value: float) -> dict[str, dict[int, float]]:
@@ -41,9 +55,9 @@ def test_no_claim_on_levels_that_do_not_exist() -> None:
 @pytest.mark.parametrize("broken", [0, 1, 2])
 def test_each_claim_on_reconstruction_fails_by_its_own_number(broken: int) -> None:
     psnr = {"full": 30.0, UPSAMPLED: 28.0, "zero detail": 27.0, CONTROL: 20.0}
-    assert [claim.holds for claim in reconstruction_claims(psnr)] == [True] * 3
+    assert outcome(psnr) == [True] * 3
     psnr |= [{UPSAMPLED: 30.1}, {"zero detail": 30.1}, {CONTROL: 27.5}][broken]
-    assert [claim.holds for claim in reconstruction_claims(psnr)].index(False) == broken
+    assert outcome(psnr).index(False) == broken
 
 
 def test_speed_says_by_how_much() -> None:

@@ -1,60 +1,55 @@
-"""PSNR and SSIM against a numpy computation that shares no code with them."""
+"""What a run is judged by: every metric says what it is, and another one is a line in a tuple."""
 
-import math
+from collections.abc import Mapping
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from davae.evaluate.metrics import psnr, ssim
-
-
-def _numpy_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """One channel, every window in turn (Wang et al. 2004, Eq. 13)."""
-    axis = np.arange(11) - 5
-    window = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / (2 * 1.5**2))
-    window /= window.sum()
-    values = []
-    for y in range(a.shape[0] - 10):
-        for x in range(a.shape[1] - 10):
-            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
-            mp, mq = (window * p).sum(), (window * q).sum()
-            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
-            cov = (window * (p - mp) * (q - mq)).sum()
-            top = (2 * mp * mq + 0.01**2) * (2 * cov + 0.03**2)
-            values.append(top / ((mp**2 + mq**2 + 0.01**2) * (vp + vq + 0.03**2)))
-    return float(np.mean(values))
+import davae
+from davae.data.solids import SolidsSource
+from davae.evaluate import generation, reconstruction
+from davae.evaluate.generation import CONTROL, UPGRADED, measure_generation
+from davae.evaluate.metric import PairedMetric, Scores, SetMetric
+from davae.evaluate.metrics import GENERATED, PAIRED
+from davae.evaluate.reconstruction import VARIANTS, measure_reconstruction
+from tiny_pair import tiny_autoencoder
 
 
-def test_psnr_matches_numpy_per_image_and_clamps() -> None:
-    a, b = torch.rand(3, 3, 16, 20), torch.rand(3, 3, 16, 20) * 1.4 - 0.2
-    x, y = a.double().numpy(), b.double().clamp(0, 1).numpy()
-    want = [10 * math.log10(1 / np.mean((x[i] - y[i]) ** 2)) for i in range(3)]
-    assert psnr(a, b).tolist() == pytest.approx(want, abs=1e-4)
+def brightness(sets: Mapping[str, Tensor], real: Tensor, seed: int) -> Scores:
+    """A metric of sets that takes a line to write."""
+    return {name: {"mean": float(images.float().mean() - real.float().mean())} for name, images in sets.items()}
 
 
-def test_uint8_equals_float_and_a_known_value() -> None:
-    a = torch.full((1, 3, 12, 12), 100, dtype=torch.uint8)
-    b = a + 51  # 0.2 of the range
-    assert psnr(a, b).item() == pytest.approx(-20 * math.log10(0.2), abs=1e-4)
-    torch.testing.assert_close(psnr(a, b), psnr(a.float() / 255, b))
-    assert psnr(a, a).item() == math.inf
+def test_every_column_says_what_it_is() -> None:
+    image = torch.rand(2, 3, 12, 12)
+    assert [metric.name for metric in PAIRED] == ["PSNR", "SSIM"]
+    assert len({metric.key for metric in PAIRED}) == len(PAIRED)
+    for metric in PAIRED:
+        assert metric.measure(image, image).shape == (2,)
+        assert metric.protocol
+    assert len({metric.group for metric in GENERATED}) == len(GENERATED)
+    assert all(metric.protocol for metric in GENERATED)
 
 
-def test_ssim_matches_numpy() -> None:
-    a = torch.rand(2, 3, 15, 13)
-    b = (a + 0.2 * torch.randn_like(a)).clamp(0, 1)
-    x, y = a.double().numpy(), b.double().numpy()
-    want = [np.mean([_numpy_ssim(x[i, c], y[i, c]) for c in range(3)]) for i in range(2)]
-    assert ssim(a, b).tolist() == pytest.approx(want, abs=1e-5)
-    assert ssim(a, a).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+def test_another_metric_of_sets_is_a_table_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    dark, bright = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.full((2, 3, 32, 32), 9, dtype=torch.uint8)
+    another = SetMetric("Brightness", brightness, "mean of the pixels, less that of real images", "lower", "of 255")
+    monkeypatch.setattr(generation, "GENERATED", (another,))
+    measured = measure_generation({UPGRADED: bright, CONTROL: dark}, dark, {"steps": 4})
+    assert [(item.group, item.row, item.column, item.value) for item in measured] == [
+        ("Brightness", UPGRADED, "mean", 9.0),
+        ("Brightness", CONTROL, "mean", 0.0),
+    ]
+    assert measured[0].protocol["statistic"] == another.protocol
 
 
-def test_refusals_name_what_is_wrong() -> None:
-    image = torch.rand(1, 3, 12, 12)
-    with pytest.raises(ValueError, match="one shape"):
-        psnr(image, image[:, :, :6])
-    with pytest.raises(ValueError, match="int64"):
-        psnr(image, torch.zeros(1, 3, 12, 12, dtype=torch.int64))
-    with pytest.raises(ValueError, match="at least 11x11"):
-        ssim(image[..., :8], image[..., :8])
+def test_another_metric_of_pairs_is_a_column_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    another = PairedMetric("worst", lambda a, b: (a - b).abs().flatten(1).amax(1), "largest error", "lower")
+    monkeypatch.setattr(reconstruction, "PAIRED", (*PAIRED, another))
+    autoencoder = davae.AutoencoderDA.from_base(tiny_autoencoder(), detail_channels=8).eval()
+    autoencoder.calibrate(torch.zeros(8), torch.ones(8))
+    report = measure_reconstruction(autoencoder, SolidsSource(3, 0), 32, 2)
+    worst = [item for item in report.measurements if item.column == "worst"]
+    assert [item.row for item in worst] == list(VARIANTS)
+    assert worst[0].protocol["worst"] == "largest error"

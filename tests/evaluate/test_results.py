@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from davae.evaluate.results import Claim, Figure, Measurement, Results, hardware
+from davae.evaluate.hardware import hardware
+from davae.evaluate.results import Claim, Figure, Measurement, Results
 
 
 def _results() -> Results:

@@ -30,7 +30,6 @@ def facts(**changes: Any) -> CardFacts:
     values: dict[str, Any] = {
         "name": "sd35m-1k",
         "pipeline_class": "StableDiffusion3Pipeline",
-        "transformer_class": "SD3Transformer2DModel",
         "base_model": SD35,
         "layout": LatentLayout(16, 16),
         "scale": 2,

@@ -6,15 +6,17 @@ no latent has to be kept.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from davae.core.layout import LatentLayout
 from davae.core.moments import FeatureMoments
+from davae.core.observer import Observer
+from davae.core.pixels import uint8_to_signed
 from davae.core.randomness import permutation
-from davae.data.source import ImageSource
+from davae.data.image_source import ImageSource
 from davae.evaluate.agreement import (
     RIDGE,
     SecondMoments,
@@ -28,7 +30,6 @@ from davae.evaluate.agreement import (
 from davae.evaluate.results import Measurement
 from davae.evaluate.spectrum import NYQUIST, MeanPower, centroid, energy_above, frequencies
 from davae.models.autoencoder import AutoencoderDA
-from davae.train.journal import Observer
 
 _UNITS = "the transformer's: the pair's scaling, then the detail statistics"
 _SPECTRUM = {
@@ -127,7 +128,7 @@ def gather(
 
 
 def measure_latents(
-    statistics: LatentStatistics, protocol: Mapping[str, Any], name: str = ""
+    statistics: LatentStatistics, protocol: Mapping[str, object], name: str = ""
 ) -> tuple[list[Measurement], list[str]]:
     """The numbers of one autoencoder.
 
@@ -158,7 +159,7 @@ def measure_latents(
     return measurements, notes
 
 
-def white_noise(height: int, width: int, protocol: Mapping[str, Any]) -> list[Measurement]:
+def white_noise(height: int, width: int, protocol: Mapping[str, object]) -> list[Measurement]:
     """The spectrum of a latent without any structure on a grid, to read the others by."""
     power = (frequencies(height, width) > 0).double()  # less its mean, as the others
     grid = f"{height} x {width}"
@@ -254,7 +255,8 @@ def _encoded(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(source), batch_size):
         pixels = source.images(range(start, min(start + batch_size, len(source))), size)
-        base, mean, _ = autoencoder.moments((pixels.float() / 127.5 - 1).to(autoencoder.device))
+        images = uint8_to_signed(pixels).contiguous()  # channels last would round otherwise, and numbers move
+        base, mean, _ = autoencoder.moments(images.to(autoencoder.device))
         raw = autoencoder.layout.join(base, mean).float()
         yield raw.cpu(), autoencoder.raw_scaling.normalise(raw).cpu()
 

@@ -1,13 +1,16 @@
 """What a run claims, as functions of its numbers: each claim holds or fails, and says by how much."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from davae.evaluate.generation import CONTROL, UPGRADED, UPSAMPLED
-from davae.evaluate.results import Claim
+from davae.evaluate.results import Claim, Measurement
+from davae.evaluate.similarity import PSNR
+from davae.evaluate.swd import SWD
 
 
-def reconstruction_claims(psnr: Mapping[str, float]) -> list[Claim]:
+def reconstruction_claims(measurements: Iterable[Measurement]) -> list[Claim]:
     """Of the mean PSNR (dB) of every variant of `evaluate.reconstruction.VARIANTS`."""
+    psnr = {item.row: item.value for item in measurements if item.column == PSNR.name}
 
     def above(text: str, better: str, worse: str) -> Claim:
         detail = f"{better} {psnr[better]:.2f} dB, {worse} {psnr[worse]:.2f} dB"
@@ -20,14 +23,18 @@ def reconstruction_claims(psnr: Mapping[str, float]) -> list[Claim]:
     ]
 
 
-def generation_claims(distances: Mapping[str, Mapping[int, float]]) -> list[Claim]:
-    """Of the sliced Wasserstein distances, set -> level (pixels) -> distance. The two finest levels are fine."""
-    levels = sorted(distances[UPGRADED], reverse=True)
+def generation_claims(measurements: Iterable[Measurement]) -> list[Claim]:
+    """Of the sliced Wasserstein distances of every level, finest first. The two finest levels are fine."""
+    distances: dict[str, dict[str, float]] = {}
+    for item in measurements:
+        if item.group == SWD.group:
+            distances.setdefault(item.row, {})[item.column] = item.value
+    levels = list(distances[UPGRADED])
     fine, coarse = levels[:2], levels[2:]
 
-    def closer(text: str, other: str, levels: list[int], slack: float = 1.0) -> Claim:
+    def closer(text: str, other: str, levels: list[str], slack: float = 1.0) -> Claim:
         ours, theirs = distances[UPGRADED], distances[other]
-        detail = "; ".join(f"{n} px: {UPGRADED} {ours[n]:.1f}, {other} {theirs[n]:.1f}" for n in levels)
+        detail = "; ".join(f"{n}: {UPGRADED} {ours[n]:.1f}, {other} {theirs[n]:.1f}" for n in levels)
         holds = all(ours[n] < theirs[n] if slack == 1 else ours[n] <= slack * theirs[n] for n in levels)
         return Claim(text, holds, detail)
 

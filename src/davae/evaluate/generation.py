@@ -1,14 +1,15 @@
-"""Generated sets against real images: sliced Wasserstein distance per Laplacian level."""
+"""Generated sets against real images, and the control whose detail is noise."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from davae.evaluate.results import Measurement, hardware
-from davae.evaluate.swd import SlicedWasserstein
+from davae.core.layout import LatentLayout
+from davae.core.randomness import Key, normal
+from davae.evaluate.hardware import hardware
+from davae.evaluate.metrics import GENERATED
+from davae.evaluate.results import Measurement
 
-GROUP = "Generation: sliced Wasserstein distance to real images"
 UPSAMPLED, UPGRADED, CONTROL = "base upsampled", "upgraded", "random detail"
 SETS = {
     UPSAMPLED: "the pretrained pair with the same seeds, conditions and steps, enlarged by bicubic interpolation",
@@ -18,35 +19,44 @@ SETS = {
 """Row of the table -> how the set is made."""
 
 
+def with_random_detail(layout: LatentLayout, latents: Tensor, ids: Sequence[Key], seed: int) -> Tensor:
+    """The control: latents that keep their base and lose their detail to N(0, 1).
+
+    Args:
+        layout: of the latents.
+        latents: [B, C + D, h, w]; the detail is in the transformer's units.
+        ids: of the images; row i is a function of (seed, ids[i]) alone, whatever batch it is in.
+        seed: of the detail.
+    """
+    base, detail = layout.split(latents)
+    return layout.join(base, normal(seed, "random detail", ids, detail.shape[1:]).to(detail))
+
+
 def measure_generation(
-    sets: Mapping[str, Tensor], real: Tensor, drawn: Mapping[str, Any], seed: int = 0
-) -> tuple[list[Measurement], dict[str, dict[int, float]]]:
-    """Distances of generated sets to real images.
+    sets: Mapping[str, Tensor], real: Tensor, sampling: Mapping[str, object], seed: int = 0
+) -> list[Measurement]:
+    """The metrics of `GENERATED` of sets of images.
 
     Args:
         sets: name (of `SETS`) -> uint8 images [N, 3, S, S].
         real: uint8 images [M, 3, S, S], never trained on.
-        drawn: how the sets were drawn (steps, guidance, seeds), for the protocol.
-        seed: of patches and projections.
-
-    Returns:
-        Measurements (x 1000, lower is closer), and name -> level -> distance.
+        sampling: how the sets were drawn (steps, guidance, seeds), for the protocol.
+        seed: of the metrics.
     """
-    statistic = SlicedWasserstein(real.shape[-1], seed=seed)
-    reference = statistic.describe(real, [f"real-{index}" for index in range(len(real))])
-    measurements, distances = [], {}
-    for name, images in sets.items():
-        described = statistic.describe(images, [f"generated-{index}" for index in range(len(images))])
-        distances[name] = statistic.distance(described, reference)
-        for level, value in distances[name].items():
+    measurements = []
+    for metric in GENERATED:
+        for name, scores in metric.measure(sets, real, seed).items():
             protocol = {
-                "generated": len(images),
+                "generated": len(sets[name]),
                 "real": len(real),
-                "statistic": "ProGAN: 7x7 patches, 128 an image, each set normalised by itself, 4 x 128 projections",
+                "statistic": metric.protocol,
                 "set": SETS[name],
-                "drawn": dict(drawn),
-                "patch_seed": seed,
+                "drawn": dict(sampling),
+                "metric_seed": seed,
                 "hardware": hardware(),
             }
-            measurements.append(Measurement(GROUP, name, f"{level} px level", value, "x 1e-3", "lower", protocol))
-    return measurements, distances
+            for column, value in scores.items():
+                measurements.append(
+                    Measurement(metric.group, name, column, value, metric.unit, metric.better, protocol)
+                )
+    return measurements

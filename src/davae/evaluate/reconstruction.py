@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from davae.core.randomness import normal
-from davae.data.source import ImageSource
-from davae.evaluate.metrics import psnr, ssim
+from davae.core.pixels import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from davae.data.image_source import ImageSource
+from davae.evaluate.generation import with_random_detail
+from davae.evaluate.metrics import PAIRED
 from davae.evaluate.results import Measurement
 from davae.models.autoencoder import AutoencoderDA
 
@@ -36,17 +37,17 @@ def reconstruct(
     """(variant, images in [0, 1]) for a batch of images in [-1, 1]."""
     base, mean, _ = autoencoder.moments(images)
     layout = autoencoder.layout
-    noise = normal(seed, "random detail", ids, (layout.detail_channels, *mean.shape[2:])).to(mean)
-    random = layout.split(autoencoder.raw_scaling.denormalise(layout.join(base, noise)))[1]
+    drawn = with_random_detail(layout, layout.join(base, mean), ids, seed)
+    _, random = layout.split(autoencoder.raw_scaling.denormalise(drawn))
     for variant, detail in (("full", mean), ("zero detail", torch.zeros_like(mean)), ("random detail", random)):
-        yield variant, _unit(autoencoder.decode(autoencoder.store(base, detail)).sample)
-    yield "base upsampled", _unit(autoencoder.preview(autoencoder.store(base, mean)))
+        yield variant, signed_to_unit(autoencoder.decode(autoencoder.store(base, detail), return_dict=False)[0])
+    yield "base upsampled", signed_to_unit(autoencoder.preview(autoencoder.store(base, mean)))
 
 
 def measure_reconstruction(
     autoencoder: AutoencoderDA, source: ImageSource, size: int, batch_size: int, seed: int = 0, shown: int = 6
 ) -> ReconstructionReport:
-    """PSNR and SSIM of every variant over a source.
+    """The metrics of `PAIRED` of every variant over a source.
 
     Args:
         autoencoder: trained and calibrated.
@@ -61,29 +62,19 @@ def measure_reconstruction(
     for start in range(0, len(source), batch_size):
         indices = range(start, min(start + batch_size, len(source)))
         pixels = source.images(indices, size)
-        target = pixels.float() / 255
-        batch = (target * 2 - 1).to(autoencoder.device)
+        target = uint8_to_unit(pixels)
+        batch = unit_to_signed(target).to(autoencoder.device)
         rebuilt = dict(reconstruct(autoencoder, batch, [source.ids[index] for index in indices], seed))
         for variant, images in rebuilt.items():
-            scores[variant].append(torch.stack([psnr(images.cpu(), target), ssim(images.cpu(), target)]))
+            scores[variant].append(torch.stack([metric.measure(images.cpu(), target) for metric in PAIRED]))
         for variant, images in {"input": target, **rebuilt}.items():
-            strips.setdefault(variant, []).append((images[:shown].cpu() * 255).round().to(torch.uint8))
-    protocol = {
-        "images": len(source),
-        "size": size,
-        "psnr": "mean over images of each image's dB, float images clamped to [0, 1], no 8-bit rounding",
-        "ssim": "gaussian 11, sigma 1.5, valid convolution, mean over channels",
-    }
+            strips.setdefault(variant, []).append(unit_to_uint8(images[:shown]))
+    protocol = {"images": len(source), "size": size, **{metric.key: metric.protocol for metric in PAIRED}}
     measurements = []
     for variant, parts in scores.items():
-        mean_psnr, mean_ssim = torch.cat(parts, dim=1).mean(dim=1).tolist()
         row_protocol = {**protocol, "variant": VARIANTS[variant], "seed": seed}
-        measurements += [
-            Measurement("Reconstruction", variant, "PSNR", mean_psnr, "dB", "higher", row_protocol),
-            Measurement("Reconstruction", variant, "SSIM", mean_ssim, "", "higher", row_protocol),
-        ]
+        for metric, mean in zip(PAIRED, torch.cat(parts, dim=1).mean(dim=1).tolist(), strict=True):
+            measurements.append(
+                Measurement("Reconstruction", variant, metric.name, mean, metric.unit, metric.better, row_protocol)
+            )
     return ReconstructionReport(measurements, {name: torch.cat(parts)[:shown] for name, parts in strips.items()})
-
-
-def _unit(images: Tensor) -> Tensor:
-    return ((images.float() + 1) / 2).clamp(0, 1)

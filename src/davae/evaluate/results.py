@@ -1,15 +1,15 @@
-"""Owner of results.json: measurements with their protocol, figures and claims of a run, and the machine's name.
+"""Owner of results.json: measurements with their protocol, figures and claims of a run.
 
 Lists keep their order, because it is the order in which a reader sees them.
 """
 
 import json
 import math
-import os
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from davae.core.files import write_json
 
 _FORMAT = 1
 
@@ -85,11 +85,7 @@ class Results:
         """Write JSON with sorted keys; a reader sees the old file or the new one, never half of one."""
         self._refuse_duplicates()
         _refuse_non_finite(self.run, "run")
-        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, {"format": _FORMAT, **asdict(self)}, indent=2, sort_keys=True)
 
     @classmethod
     def load(cls, path: Path) -> "Results":
@@ -117,48 +113,7 @@ class Results:
             seen.add(cell)
 
 
-def hardware() -> dict[str, str | int | float | None]:
-    """The machine and the versions that numbers depend on; `memory_gb` is 2^30 bytes, None where unknown."""
-    import torch
-
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count() or 1,
-        "memory_gb": _memory_gb(),
-        "gpu": _gpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float | None:
-    if os.name != "posix":  # os.sysconf exists on POSIX alone
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-
-
-def _gpu_name() -> str | None:
-    import torch
-
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        name = torch.cuda.get_device_name(0)
-        return name if count == 1 else f"{count} x {name}"
-    return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
-
-
-def _refuse_non_finite(value: Any, where: str) -> None:
+def _refuse_non_finite(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
             f"Results hold finite numbers only; got {value} in {where}. "

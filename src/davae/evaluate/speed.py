@@ -4,19 +4,19 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
-from davae.evaluate.results import Measurement, hardware
+from davae.evaluate.hardware import hardware
+from davae.evaluate.results import Measurement
 
 
 def measure_speed(
-    draws: Mapping[str, Callable[[], Any]],
+    draws: Mapping[str, Callable[[], object]],
     tokens: Mapping[str, int],
     images: int,
     device: torch.device,
-    protocol: Mapping[str, Any],
+    protocol: Mapping[str, object],
     repeats: int = 3,
 ) -> tuple[list[Measurement], dict[str, float]]:
     """Time complete draws of a batch, interleaved so that a noisy machine disturbs all alike.
@@ -62,7 +62,7 @@ def peak_memory() -> float:
     return used / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _timed(draw: Callable[[], Any], device: torch.device) -> float:
+def _timed(draw: Callable[[], object], device: torch.device) -> float:
     _synchronise(device)
     started = time.perf_counter()
     draw()

@@ -5,7 +5,7 @@ network is involved, so the number is the same on every machine. A level names t
 finest one sees texture, the coarsest (16 px) sees layout.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from davae.core.randomness import Key, generator
+from davae.evaluate.metric import Scores, SetMetric
 
 Normalize = Literal["own", "reference"]
 
@@ -153,6 +154,27 @@ def sliced_wasserstein(
     measure = SlicedWasserstein(images.shape[-1], descriptors_per_image, normalize, seed)
     described = measure.describe(images.split(batch_size), range(len(images)))
     return measure.distance(described, measure.describe(reference.split(batch_size), range(len(reference))))
+
+
+def _scores(sets: Mapping[str, Tensor], real: Tensor, seed: int) -> Scores:
+    statistic = SlicedWasserstein(real.shape[-1], seed=seed)
+    reference = statistic.describe(real, [f"real-{index}" for index in range(len(real))])
+    scores: Scores = {}
+    for name, images in sets.items():
+        described = statistic.describe(images, [f"generated-{index}" for index in range(len(images))])
+        distances = statistic.distance(described, reference)
+        scores[name] = {f"{level} px level": value for level, value in distances.items()}
+    return scores
+
+
+SWD = SetMetric(
+    "Generation: sliced Wasserstein distance to real images",
+    _scores,
+    f"ProGAN: {_PATCH}x{_PATCH} patches, 128 an image, each set normalised by itself, "
+    f"{_REPEATS} x {_DIRECTIONS} projections",
+    "lower",
+    "x 1e-3",
+)
 
 
 def laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:

@@ -16,7 +16,7 @@ _PAPER = """@inproceedings{cai2026davae,
   booktitle={CVPR},
   year={2026}
 }"""
-_OWN_PIPELINES = ("LightningDiTPipeline", "HunyuanDiTPipelineDA")
+_DAVAE_PIPELINES = ("LightningDiTPipeline", "HunyuanDiTPipelineDA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,6 @@ class CardFacts:
     Args:
         name: of the model.
         pipeline_class: of the saved pipeline.
-        transformer_class: of its transformer.
         base_model: hub id of the pretrained pair; None where it has none.
         layout: channels of the latent.
         scale: s.
@@ -43,7 +42,6 @@ class CardFacts:
 
     name: str
     pipeline_class: str
-    transformer_class: str
     base_model: str | None
     layout: LatentLayout
     scale: int
@@ -89,7 +87,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    matter: dict[str, Any] = {"library_name": "diffusers"}
+    matter: dict[str, str | list[str]] = {"library_name": "diffusers"}
     matter["pipeline_tag"] = "text-to-image" if facts.is_text else "unconditional-image-generation"
     if facts.base_model is not None:
         matter["base_model"] = facts.base_model
@@ -120,7 +118,7 @@ def _hub(name: str) -> str:
 
 def _usage(facts: CardFacts) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in facts.call.items())
-    library = "davae" if facts.pipeline_class in _OWN_PIPELINES else "diffusers"
+    library = "davae" if facts.pipeline_class in _DAVAE_PIPELINES else "diffusers"
     load = f'pipe = {facts.pipeline_class}.from_pretrained("PATH_OR_HUB_ID", dtype=torch.{facts.dtype})'
     code = [
         "import davae  # first: diffusers looks the autoencoder's class up among imported modules",
@@ -171,7 +169,7 @@ def _rows(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -5,7 +5,8 @@ Backgrounds are transparent and ink is a middle grey, so that a figure reads on 
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +21,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#7c7c85"  # contrast of about 4:1 against white and against a near-black page
-_LIGHT = {"ink": "#6a6a73", "rule": "#d9d9df", "lines": ("#2c5fd6", "#c8552b", "#23875a", "#8558bd")}
-_DARK = {"ink": "#a3a3ad", "rule": "#3a3a42", "lines": ("#86aaff", "#ff9f78", "#6ccf9f", "#c2a1f2")}
 _READABLE_TILE = 128  # px; smaller images are enlarged until a reader sees their pixels
 _LABEL_CHARACTERS = 14
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """Colours of a figure: of its text, of what it is measured against, of its lines."""
+
+    ink: str
+    rule: str
+    lines: tuple[str, ...]
+
+
+_LIGHT = _Palette("#6a6a73", "#d9d9df", ("#2c5fd6", "#c8552b", "#23875a", "#8558bd"))
+_DARK = _Palette("#a3a3ad", "#3a3a42", ("#86aaff", "#ff9f78", "#6ccf9f", "#c2a1f2"))
 
 
 def image_grid(images: Tensor, columns: int, pad: int = 2, scale: int = 1) -> Image.Image:
@@ -94,7 +106,9 @@ def labelled_strip(rows: Sequence[tuple[str, Tensor]]) -> Image.Image:
     return strip
 
 
-def loss_curves(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str, dark: bool = False) -> Image.Image:
+def loss_curves(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, dark: bool = False
+) -> Image.Image:
     """Curves over steps: raw values faint, their exponential average solid, log scale over a decade or more.
 
     Args:
@@ -106,12 +120,12 @@ def loss_curves(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str,
     from matplotlib.figure import Figure
 
     palette = _DARK if dark else _LIGHT
-    if not 1 <= len(keys) <= len(palette["lines"]):
-        raise ValueError(f"Loss curves draw 1 to {len(palette['lines'])} keys in one figure; got {list(keys)}.")
+    if not 1 <= len(keys) <= len(palette.lines):
+        raise ValueError(f"Loss curves draw 1 to {len(palette.lines)} keys in one figure; got {list(keys)}.")
     figure = Figure(figsize=(4.8, 2.9), dpi=200, layout="constrained")
     axes = figure.add_subplot()
     ranges = []
-    for key, colour in zip(keys, palette["lines"], strict=False):
+    for key, colour in zip(keys, palette.lines, strict=False):
         steps, values = _series(rows, key)
         smooth = _exponential_average(values)
         axes.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
@@ -120,8 +134,8 @@ def loss_curves(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str,
     _scale(axes, np.concatenate(ranges))
     _dress(axes, title, palette)
     if len(keys) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=palette["ink"], loc="upper right", handlelength=1.2)
-    return drawn(figure)
+        axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper right", handlelength=1.2)
+    return figure_image(figure)
 
 
 def latent_figure(latent: Tensor, base_channels: int) -> Image.Image:
@@ -154,7 +168,7 @@ def latent_figure(latent: Tensor, base_channels: int) -> Image.Image:
         grid[row][0].text(
             -0.18, 0.5, text, transform=grid[row][0].transAxes, ha="right", va="center", fontsize=8, color=INK
         )
-    return drawn(figure)
+    return figure_image(figure)
 
 
 def _latent_columns(latent: Tensor, layout: LatentLayout) -> list[list[Tensor]]:
@@ -186,7 +200,7 @@ def _draw_map(axes: "Axes", channel: Tensor, title: str) -> None:
     axes.set_title(title, fontsize=7, color=INK, pad=2)
 
 
-def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     # A resumed run logs the steps after its checkpoint again: the later row counts.
     points = {row["step"]: float(row[key]) for row in rows if key in row and math.isfinite(row[key])}
     if not points:
@@ -222,20 +236,20 @@ def _scale(axes: "Axes", values: np.ndarray) -> None:
         axes.locator_params(axis="y", nbins=5)
 
 
-def _dress(axes: "Axes", title: str, palette: dict[str, Any]) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=palette["ink"], fontweight="bold", pad=8)
-    axes.set_xlabel("step", fontsize=8, color=palette["ink"])
+def _dress(axes: "Axes", title: str, palette: _Palette) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, color=palette.ink, fontweight="bold", pad=8)
+    axes.set_xlabel("step", fontsize=8, color=palette.ink)
     axes.locator_params(axis="x", nbins=6)
-    axes.tick_params(colors=palette["ink"], labelsize=8, length=0)
-    axes.grid(axis="y", color=palette["rule"], linewidth=0.6)
+    axes.tick_params(colors=palette.ink, labelsize=8, length=0)
+    axes.grid(axis="y", color=palette.rule, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.01)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(palette["rule"])
+    axes.spines["bottom"].set_color(palette.rule)
 
 
-def drawn(figure: "Figure") -> Image.Image:
+def figure_image(figure: "Figure") -> Image.Image:
     """A figure as an RGBA picture with a transparent ground, for light and dark pages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

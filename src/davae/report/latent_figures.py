@@ -13,7 +13,7 @@ from torch import Tensor
 
 from davae.core.layout import LatentLayout
 from davae.evaluate.spectrum import NYQUIST, RadialSpectrum
-from davae.report.figures import INK, drawn
+from davae.report.figures import INK, figure_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def spectrum_figure(panels: Sequence[tuple[str, RadialSpectrum, RadialSpectrum]]
     _power_scale(shared, min(low for low, _ in ranges), max(high for _, high in ranges))
     shared.text(NYQUIST / 2, 0.02, " half of Nyquist", transform=shared.get_xaxis_transform(), fontsize=7, color=INK)
     shared.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right", handlelength=1.2)
-    return drawn(figure)
+    return figure_image(figure)
 
 
 def correlation_figure(panels: Sequence[tuple[str, Tensor, LatentLayout]]) -> Image.Image:
@@ -73,7 +73,7 @@ def correlation_figure(panels: Sequence[tuple[str, Tensor, LatentLayout]]) -> Im
     bar = figure.colorbar(image, ax=grid, shrink=0.7, pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
     bar.ax.tick_params(colors=INK, labelsize=8, length=0)
     bar.outline.set_visible(False)
-    return drawn(figure)
+    return figure_image(figure)
 
 
 def principal_colours(scores: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from davae.core.layout import LatentLayout
 from davae.evaluate.spectrum import radial
-from davae.report.latents import correlation_figure, principal_colours, spectrum_figure
+from davae.report.latent_figures import correlation_figure, principal_colours, spectrum_figure
 
 
 def test_components_become_colours() -> None:

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 import davae
-from davae.evaluate.autoencoders import Row, TestImages, measure_autoencoders, multiple_of
-from davae.evaluate.metrics import psnr, ssim
-from davae.train.journal import Silent
+from davae.core.observer import Silent
+from davae.evaluate.autoencoder_table import Row, TestImages, measure_autoencoders, multiple_of
+from davae.evaluate.similarity import psnr, ssim
 from tiny_pair import tiny_autoencoder
 
 SIZES = ((32, 48), (24, 16))

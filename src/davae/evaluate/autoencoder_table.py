@@ -6,20 +6,22 @@ many latent positions as its upgrade by 2.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from davae.evaluate.metrics import psnr, ssim
+from davae.core.observer import Observer
+from davae.core.pixels import enlarge, signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from davae.evaluate.metric import PairedMetric
+from davae.evaluate.metrics import PAIRED
 from davae.evaluate.results import Measurement
-from davae.models.autoencoder import AutoencoderDA
-from davae.models.bases import family_of
-from davae.models.faces import compression_of, layout_of, weights_hash
+from davae.evaluate.similarity import PSNR
+from davae.models.adapter import AutoencoderAdapter, PlainAdapter, adapt
+from davae.models.identity import weights_hash
 from davae.models.perceptual import LPIPS
-from davae.train.journal import Observer
 
 GROUP = "Autoencoders"
 BICUBIC = "bicubic"
@@ -44,7 +46,7 @@ class TestImages:
 
     ids: Sequence[str]
     load: Callable[[int], Tensor]
-    protocol: Mapping[str, Any]
+    protocol: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class _Way:
 
 def multiple_of(autoencoders: Sequence[Any]) -> int:
     """Pixels that the sides of an image have to be a multiple of, for every row of these autoencoders."""
-    return math.lcm(2, *(compression_of(one) * (1 if isinstance(one, AutoencoderDA) else 2) for one in autoencoders))
+    adapters = [adapt(autoencoder) for autoencoder in autoencoders]
+    return math.lcm(2, *(a.compression * (2 if isinstance(a, PlainAdapter) else 1) for a in adapters))
 
 
 @torch.inference_mode()
@@ -101,41 +104,55 @@ def measure_autoencoders(
         device: where to compute.
         observer: who watches.
     """
-    if perceptual is not None:
-        perceptual = perceptual.to(device)
+    metrics = _metrics(None if perceptual is None else perceptual.to(device))
     for name, autoencoder in autoencoders.items():
         about = {"class": type(autoencoder).__name__, "weights": weights_hash(autoencoder)}
         autoencoder.to(device)
-        yield from _measure(name, _ways_of(name, autoencoder), about, images, perceptual, device, observer)
+        yield from _measure(name, _ways_of(name, adapt(autoencoder)), about, images, metrics, device, observer)
         autoencoder.to("cpu")
-    yield from _measure(BICUBIC, _ways_without(), {}, images, perceptual, device, observer)
+    yield from _measure(BICUBIC, _ways_without(), {}, images, metrics, device, observer)
 
 
-def _ways_of(name: str, autoencoder: Any) -> list[_Way]:
-    compression, channels = compression_of(autoencoder), layout_of(autoencoder).channels
+def _metrics(perceptual: LPIPS | None) -> list[PairedMetric]:
+    """PSNR first, by which the worst and the best image are chosen."""
+
+    def decibels(images: Tensor, originals: Tensor) -> Tensor:
+        return PSNR.measure(images, originals).clamp(max=_EXACT)
+
+    bounded = replace(PSNR, measure=decibels, protocol=f"{PSNR.protocol}, at most {_EXACT:.0f} dB an image")
+    metrics = [bounded, *(metric for metric in PAIRED if metric is not PSNR)]
+    if perceptual is None:
+        return metrics
+
+    def distance(images: Tensor, originals: Tensor) -> Tensor:
+        return perceptual(unit_to_signed(images), unit_to_signed(originals))
+
+    return [*metrics, PairedMetric("LPIPS", distance, "v0.1, VGG16, on the clamped images", "lower")]
+
+
+def _ways_of(name: str, adapter: AutoencoderAdapter) -> list[_Way]:
+    channels = adapter.layout.channels
 
     def way(name: str, how: str, rebuild: Callable[[Tensor], Tensor], compression: int) -> _Way:
         return _Way(name, how, rebuild, compression, channels, channels / compression**2)
 
-    def through(image: Tensor) -> Tensor:
-        if isinstance(autoencoder, AutoencoderDA):
-            return autoencoder.decode(autoencoder.encode(image).latent_dist.mode()).sample
-        family = family_of(type(autoencoder).__name__)
-        return family.decode(autoencoder, family.encode(autoencoder, image))
-
-    ways = [way(name, "encoded (posterior mode) and decoded at full resolution", through, compression)]
-    if isinstance(autoencoder, AutoencoderDA):
+    through = _through(adapter)
+    ways = [way(name, "encoded (posterior mode) and decoded at full resolution", through, adapter.compression)]
+    if not isinstance(adapter, PlainAdapter):
         return ways
     for label, (how, halve) in _HALVINGS.items():
-        ways.append(
-            way(
-                f"{name}, {label}",
-                f"{how}, encoded (posterior mode) and decoded there, then bicubic up",
-                lambda image, halve=halve: _double(through(halve(image))),
-                2 * compression,
-            )
-        )
+        how = f"{how}, encoded (posterior mode) and decoded there, then bicubic up"
+        ways.append(way(f"{name}, {label}", how, _at_half(halve, through), 2 * adapter.compression))
     return ways
+
+
+def _through(adapter: AutoencoderAdapter) -> Callable[[Tensor], Tensor]:
+    """[1, 3, H, W] in [-1, 1] -> the same, encoded and decoded; no scaling comes between."""
+    model = adapter.model
+    if isinstance(adapter, PlainAdapter):
+        family = adapter.family
+        return lambda image: family.decode(model, family.encode(model, image))
+    return lambda image: model.decode(model.encode(image).latent_dist.mode()).sample
 
 
 def _ways_without() -> list[_Way]:
@@ -143,11 +160,18 @@ def _ways_without() -> list[_Way]:
         _Way(
             f"{BICUBIC}, {label}",
             f"{how}, then bicubic up; no autoencoder",
-            lambda image, halve=halve: _double(halve(image)),
+            _at_half(halve, lambda image: image),
             values=3 / 4,
         )
         for label, (how, halve) in _HALVINGS.items()
     ]
+
+
+def _at_half(halve: Callable[[Tensor], Tensor], through: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def rebuild(image: Tensor) -> Tensor:
+        return enlarge(through(halve(image)), (image.shape[2], image.shape[3]))
+
+    return rebuild
 
 
 def _half(image: Tensor) -> Tensor:
@@ -156,10 +180,6 @@ def _half(image: Tensor) -> Tensor:
 
 def _half_antialiased(image: Tensor) -> Tensor:
     return F.interpolate(image, scale_factor=0.5, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
-
-
-def _double(image: Tensor) -> Tensor:
-    return F.interpolate(image, scale_factor=2, mode="bicubic", align_corners=False)
 
 
 # The first is `AutoencoderDA.base_image`; people who shrink an image for itself do the second.
@@ -172,61 +192,53 @@ _HALVINGS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 def _measure(
     name: str,
     ways: Sequence[_Way],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
     images: TestImages,
-    perceptual: LPIPS | None,
+    metrics: Sequence[PairedMetric],
     device: torch.device,
     observer: Observer,
 ) -> Iterator[Row]:
     """A row for each way, over one pass of the images."""
-    scores: list[list[tuple[float, ...]]] = [[] for _ in ways]
+    scores: list[list[list[float]]] = [[] for _ in ways]
     crops: list[list[Crop]] = [[] for _ in ways]
     sizes: list[tuple[int, int]] = []
     observer.begin(f"evaluate: {name}", len(images.ids))
     for index, image_id in enumerate(images.ids):
-        target = images.load(index).to(device)[None].float() / 255
+        target = uint8_to_unit(images.load(index).to(device)[None])
         sizes.append((target.shape[2], target.shape[3]))
         for way, values, extremes in zip(ways, scores, crops, strict=True):
-            rebuilt = ((way.rebuild(target * 2 - 1).float() + 1) / 2).clamp(0, 1)
-            values.append(_scores(rebuilt, target, perceptual))
+            rebuilt = signed_to_unit(way.rebuild(unit_to_signed(target)))
+            values.append([metric.measure(rebuilt, target).item() for metric in metrics])
             crop = _crop(image_id, values[-1][0], target, rebuilt)
-            ranked = sorted([*extremes, crop], key=lambda one: one.psnr)
+            ranked = sorted([*extremes, crop], key=lambda crop: crop.psnr)
             extremes[:] = [ranked[0], ranked[-1]]
         observer.advance(index + 1)
     observer.end()
     for way, values, extremes in zip(ways, scores, crops, strict=True):
         means = torch.tensor(values, dtype=torch.float64).mean(dim=0).tolist()
-        yield Row(way.name, _measurements(way, means, about, images, sizes[0]), extremes[0], extremes[-1])
-
-
-def _scores(rebuilt: Tensor, target: Tensor, perceptual: LPIPS | None) -> tuple[float, ...]:
-    scores = (psnr(rebuilt, target).clamp(max=_EXACT).item(), ssim(rebuilt, target).item())
-    if perceptual is None:
-        return scores
-    return (*scores, perceptual(rebuilt * 2 - 1, target * 2 - 1).item())
+        columns = list(zip(metrics, means, strict=True))
+        yield Row(way.name, _measurements(way, columns, about, images, sizes[0]), extremes[0], extremes[-1])
 
 
 def _measurements(
-    way: _Way, means: Sequence[float], about: Mapping[str, Any], images: TestImages, first_size: tuple[int, int]
+    way: _Way,
+    columns: Sequence[tuple[PairedMetric, float]],
+    about: Mapping[str, object],
+    images: TestImages,
+    first_size: tuple[int, int],
 ) -> list[Measurement]:
     protocol = {
         **images.protocol,
         **about,
         "images": len(images.ids),
         "precision": "float32",
-        "psnr": f"mean over images of each image's dB, float images clamped to [0, 1], no 8-bit rounding, at most "
-        f"{_EXACT:.0f} dB an image",
-        "ssim": "gaussian 11, sigma 1.5, valid convolution, mean over channels",
+        **{metric.key: metric.protocol for metric, _ in columns},
         "row": way.how,
     }
-    if len(means) == 3:
-        protocol["lpips"] = "v0.1, VGG16, on the clamped images"
     measurements = [
-        Measurement(GROUP, way.name, "PSNR", means[0], "dB", "higher", protocol),
-        Measurement(GROUP, way.name, "SSIM", means[1], "", "higher", protocol),
+        Measurement(GROUP, way.name, metric.name, mean, metric.unit, metric.better, protocol)
+        for metric, mean in columns
     ]
-    if len(means) == 3:
-        measurements.append(Measurement(GROUP, way.name, "LPIPS", means[2], "", "lower", protocol))
     if way.compression is not None and way.channels is not None:
         height, width = (side // way.compression for side in first_size)
         protocol["latent"] = f"{height} x {width} positions for the first image, {first_size[0]} x {first_size[1]} px"
@@ -247,7 +259,6 @@ def _crop(image_id: str, decibels: float, target: Tensor, rebuilt: Tensor) -> Cr
     top, left = (int(index) * stride for index in divmod(int(windows.argmax()), windows.shape[1]))
 
     def cut(image: Tensor) -> Tensor:
-        square = image[0, :, top : top + side, left : left + side]
-        return (square * 255).round().to(torch.uint8).cpu()
+        return unit_to_uint8(image[0, :, top : top + side, left : left + side])
 
     return Crop(image_id, decibels, cut(target), cut(rebuilt))
