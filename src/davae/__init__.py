@@ -6,18 +6,22 @@ Public names are imported on first use, so that `import davae` costs next to not
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from davae._version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from davae.backbones.finetuned import load_finetuned
     from davae.backbones.hunyuan_pipeline import HunyuanDiTPipelineDA
-    from davae.backbones.lora import load_finetuned
     from davae.backbones.upgrade import upgrade
     from davae.backbones.widening import widen
     from davae.core.layout import LatentLayout
+    from davae.core.observer import Observer
     from davae.models.autoencoder import AutoencoderDA
     from davae.models.lightningdit import LightningDiT
     from davae.models.taef2 import AutoencoderTAEF2
-    from davae.sampling.pipeline import LightningDiTPipeline
+    from davae.recipe import Recipe, load_recipe, parse_recipe
+    from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
+    from davae.stages import run_recipe
 
-__version__ = "0.1.0"
 __all__ = [
     "AutoencoderDA",
     "AutoencoderTAEF2",
@@ -25,7 +29,12 @@ __all__ = [
     "LatentLayout",
     "LightningDiT",
     "LightningDiTPipeline",
+    "Observer",
+    "Recipe",
     "load_finetuned",
+    "load_recipe",
+    "parse_recipe",
+    "run_recipe",
     "upgrade",
     "widen",
 ]
@@ -36,8 +45,13 @@ _HOMES = {
     "HunyuanDiTPipelineDA": "davae.backbones.hunyuan_pipeline",
     "LatentLayout": "davae.core.layout",
     "LightningDiT": "davae.models.lightningdit",
-    "LightningDiTPipeline": "davae.sampling.pipeline",
-    "load_finetuned": "davae.backbones.lora",
+    "LightningDiTPipeline": "davae.sampling.lightningdit_pipeline",
+    "Observer": "davae.core.observer",
+    "Recipe": "davae.recipe",
+    "load_finetuned": "davae.backbones.finetuned",
+    "load_recipe": "davae.recipe",
+    "parse_recipe": "davae.recipe",
+    "run_recipe": "davae.stages",
     "upgrade": "davae.backbones.upgrade",
     "widen": "davae.backbones.widening",
     # diffusers finds the load method of davae's models through this module (see AutoencoderDA.__module__).

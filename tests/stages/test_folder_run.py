@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from davae.data.latents import LatentCache
+from davae.data.latent_cache import LatentCache
 from davae.data.solids import SolidsSource
 from tiny_run import run
 

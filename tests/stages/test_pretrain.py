@@ -13,7 +13,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 import davae
 from davae.data.solids import SolidsSource
-from davae.models.scaling import scaling_of
+from davae.models.declared_scaling import scaling_of
 from davae.recipe import RecipeError, parse_recipe
 from tiny_run import run, skipped
 

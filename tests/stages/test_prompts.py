@@ -6,11 +6,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from davae.data.prompts import PromptCache
-from davae.data.source import DataError
+from davae.data.image_source import DataError
+from davae.data.prompt_cache import PromptCache
 from davae.recipe import parse_recipe
+from davae.run.run import Run
 from davae.stages import prompts
-from davae.stages.run import Run
 from tiny_text import MAX_LENGTH, build_tiny_text_pair
 
 RECIPE = """
@@ -52,21 +52,21 @@ def test_images_without_any_caption_are_refused(photos: Path, pair: Path, tmp_pa
     with pytest.raises(
         DataError, match=r"prompt cache of data: got 3 images, none with a caption .*\.png.*NAME\.txt"
     ):
-        prompts.work(run)
-    assert not (run.folder / "prompts").exists()
+        prompts.STAGE.run(run)
+    assert not (run.folder.prompts()).exists()
 
 
 def test_the_second_set_of_images_is_named(photos: Path, pair: Path, tmp_path: Path) -> None:
     extra = f"realism: {{steps: 1, batch_size: 2, data: {{path: {photos}, test_count: 1, workers: 0}}}}\n"
     with pytest.raises(DataError, match=r"prompt cache of realism\.data: got 3 images"):
-        prompts.work(opened(photos, pair, tmp_path, extra), "realism")
+        prompts.REALISM.run(opened(photos, pair, tmp_path, extra))
 
 
 def test_one_caption_is_enough(photos: Path, pair: Path, tmp_path: Path) -> None:
     for number in range(4):
         (photos / f"{number}.txt").write_text("a red box" if number > 1 else "")
     run = opened(photos, pair, tmp_path)
-    prompts.work(run)
-    cache = PromptCache(run.folder / "prompts")
-    cache.require_ids([*run.finetune_source.ids, "preview: a red box"])
+    prompts.STAGE.run(run)
+    cache = PromptCache(run.folder.prompts())
+    cache.require_ids([*run.data.finetune.ids, "preview: a red box"])
     assert (len(cache), cache.num_prompts) == (4, 2)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import davae
 from conftest import assert_close
-from davae.data.latents import LatentCache
+from davae.data.latent_cache import LatentCache
 from davae.recipe import load_recipe
 from tiny_run import STAGES, VERBS, run, skipped, weights
 
@@ -65,7 +65,9 @@ def test_the_cache_holds_what_the_tokenizer_says(finished: Path) -> None:
     for flip, view in ((False, images), (True, images.flip(-1))):
         with torch.no_grad():
             base, mean, logvar = tokenizer.moments(view)
-        stored, stored_logvar = cache.moments([cache.index["solid-7-33"], cache.index["solid-7-5"]], [flip] * 2)
+        stored, stored_logvar = cache.moments(
+            [cache.manifest.ids.index(name) for name in ("solid-7-33", "solid-7-5")], [flip] * 2
+        )
         assert_close(stored, torch.cat([base, mean], dim=1), 2e-3)
         assert_close(stored_logvar, logvar, 2e-3)
 

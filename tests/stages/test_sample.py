@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from davae.recipe import load_recipe
+from davae.run.run import Run
+from davae.run.samples import Samples
+from davae.sampling.class_sampler import ClassSampler
 from davae.stages import evaluate, sample
-from davae.stages.drawing import ClassDrawer
-from davae.stages.run import Run
 from tiny_run import run, skipped
 
 
@@ -52,11 +53,11 @@ def test_processes_share_the_batches(recipe: Path, copied: Path, monkeypatch: py
     for path in folder.iterdir():
         path.unlink()
     drawn: dict[int, list[int]] = {0: [], 1: []}
-    draw = ClassDrawer.latents
+    draw = ClassSampler.latents
 
     for process in (1, 0):  # the main process is the last to finish
-        one = Run(load_recipe(recipe, ["sample.npz=true"]), copied.parent)
-        one.__dict__["accelerator"] = SimpleNamespace(
+        current = Run(load_recipe(recipe, ["sample.npz=true"]), copied.parent)
+        current.__dict__["accelerator"] = SimpleNamespace(
             process_index=process,
             num_processes=2,
             is_main_process=process == 0,
@@ -64,14 +65,14 @@ def test_processes_share_the_batches(recipe: Path, copied: Path, monkeypatch: py
             wait_for_everyone=lambda: None,
         )
 
-        def noted(drawer: ClassDrawer, indices: Any, process: int = process) -> torch.Tensor:
+        def noted(sampler: ClassSampler, indices: Any, process: int = process) -> torch.Tensor:
             drawn[process].append(indices[0])
-            return draw(drawer, indices)
+            return draw(sampler, indices)
 
-        monkeypatch.setattr(ClassDrawer, "latents", noted)
+        monkeypatch.setattr(ClassSampler, "latents", noted)
         if process == 1:
-            sample._drawn(one).prepare()  # which the main process does before any other draws
-        sample.work(one)
+            Samples(current).prepare()  # which the main process does before any other draws
+        sample.STAGE.run(current)
     assert drawn == {0: [0, 16], 1: [8]}
     np.testing.assert_array_equal(pixels(folder), want)
     with np.load(folder / "images.npz") as archive:

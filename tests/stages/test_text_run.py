@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 import davae
 from davae.cli import main
-from davae.data.latents import LatentCache
-from davae.data.prompts import PromptCache
+from davae.data.latent_cache import LatentCache
+from davae.data.prompt_cache import PromptCache
 from davae.recipe import SampleConfig, dump_recipe, parse_recipe
-from davae.stages.drawing import DECODED_AT_ONCE, TextDrawer, decoder_parts, load_drawn
-from davae.stages.pairs import load_upgraded
-from davae.stages.run import Run
+from davae.run import pipelines
+from davae.run.run import Run
+from davae.sampling.sampler import DECODED_AT_ONCE, decoder_parts
+from davae.sampling.text_sampler import TextSampler, TypedPrompts
 from davae.train.conditions import Labels
 from davae.train.latent_set import LatentSet
 from tiny_pair import build_tiny_pair
@@ -132,7 +133,7 @@ def test_a_second_run_does_nothing(recipe: Path, finished: Path) -> None:
 
 
 def test_the_upgraded_pair_is_a_stock_pipeline(recipe: Path, finished: Path) -> None:
-    pipe = load_upgraded(opened(recipe, finished))
+    pipe = pipelines.upgraded(opened(recipe, finished))
     assert type(pipe) is StableDiffusion3Pipeline
     assert pipe.scheduler.config.shift == 4.0
     assert pipe.transformer.config.sample_size == 4
@@ -142,13 +143,13 @@ def test_the_upgraded_pair_is_a_stock_pipeline(recipe: Path, finished: Path) -> 
 
 
 def test_only_adapters_and_heads_moved(recipe: Path, finished: Path, pair: Path) -> None:
-    one = opened(recipe, finished)
-    trained = load_upgraded(one).transformer.state_dict()
-    start = davae.widen(one.pair.load_transformer(), detail_channels=4).state_dict()
+    current = opened(recipe, finished)
+    trained = pipelines.upgraded(current).transformer.state_dict()
+    start = davae.widen(current.pair.load_transformer(), detail_channels=4).state_dict()
     moved = {name.rsplit(".", 1)[0] for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
     heads = {"pos_embed.proj", "proj_out"}
     assert heads <= moved
-    assert all(name in heads or name.endswith(one.pair.backbone.lora_targets) for name in moved)
+    assert all(name in heads or name.endswith(current.pair.backbone.lora_targets) for name in moved)
 
 
 def test_latents_and_prompts_are_of_the_same_samples(finished: Path) -> None:
@@ -179,7 +180,7 @@ def test_realism_goes_on_from_the_first_stage(recipe: Path, finished: Path, tmp_
     assert any(not torch.equal(first[name], then[name]) for name in first)
     fresh = max((first[name] - then[name]).abs().max() for name in first if "lora_A" in name)
     assert fresh < 0.01  # it goes on: newly drawn adapters would be elsewhere
-    drawn = load_upgraded(opened(tmp_path / "both.yaml", finished)).transformer
+    drawn = pipelines.upgraded(opened(tmp_path / "both.yaml", finished)).transformer
     heads = load_file(finished / "text" / "realism" / "transformer" / "widened_heads.safetensors")
     torch.testing.assert_close(drawn.proj_out.weight, heads["proj_out.weight"])
     scheduler = json.loads((finished / "text" / "realism/transformer/scheduler/scheduler_config.json").read_text())
@@ -229,7 +230,7 @@ def test_a_finished_run_is_exported_whole(recipe: Path, finished: Path, tmp_path
     status = main(["export", str(recipe), str(target), "--dtype", "float32", "--runs-dir", str(finished)])
     assert status == 0
     assert {"README.md", "NOTICE", "model_index.json"} <= {path.name for path in target.iterdir()}
-    pipe, run_pipe = StableDiffusion3Pipeline.from_pretrained(target), load_upgraded(opened(recipe, finished))
+    pipe, run_pipe = StableDiffusion3Pipeline.from_pretrained(target), pipelines.upgraded(opened(recipe, finished))
     drawn = []
     for one in (pipe, run_pipe):
         one.set_progress_bar_config(disable=True)
@@ -269,7 +270,7 @@ def test_a_training_of_every_weight_is_a_start(recipe: Path, finished: Path, tmp
         values = borrowing(recipe, finished, name, *parts, lora=lora, **still)
         status, said = finetune(values, runs)
         assert status == 0, said
-        drawn = load_upgraded(Run(parse_recipe(values), runs)).transformer.state_dict()
+        drawn = pipelines.upgraded(Run(parse_recipe(values), runs)).transformer.state_dict()
         heads = ["pos_embed.proj.weight", "proj_out.weight"]
         assert all(torch.equal(drawn[key], trained[key]) for key in (heads if lora else trained))
     values = borrowing(recipe, finished, "back", *parts, **still | {"start": str(finished / "text"), "lora": None})
@@ -315,29 +316,30 @@ def test_a_pair_draws_as_it_is(pair: Path, tmp_path: Path) -> None:
 
 
 def test_text_is_encoded_for_drawing_as_it_was_for_training(recipe: Path, finished: Path) -> None:
-    one = opened(recipe, finished)
-    assert one.recipe.prompts is not None
-    one.recipe = replace(one.recipe, prompts=replace(one.recipe.prompts, dtype="bfloat16"))
-    drawn = load_drawn(one)
+    current = opened(recipe, finished)
+    assert current.recipe.prompts is not None
+    current.recipe = replace(current.recipe, prompts=replace(current.recipe.prompts, dtype="bfloat16"))
+    drawn = pipelines.drawing(current)
     assert drawn.text_encoder.dtype == drawn.text_encoder_3.dtype == torch.bfloat16
     assert drawn.transformer.dtype == drawn.vae.dtype == torch.float32
 
 
 def test_the_state_between_steps_is_not_rounded(recipe: Path, finished: Path) -> None:
-    pipe = load_drawn(opened(recipe, finished))
+    pipe = pipelines.drawing(opened(recipe, finished))
     settings = SampleConfig(steps=3, guidance_scale=2.0, precision="bf16")
-    drawn = TextDrawer(pipe, settings, ["a red box"], 32, MAX_LENGTH).latents([0])
+    prompts = TypedPrompts(pipe, ["a red box"], MAX_LENGTH)
+    drawn = TextSampler(pipe, settings, prompts, (32, 32)).latents([0])
     assert not torch.equal(drawn, drawn.bfloat16().float())
-    exact = TextDrawer(pipe, replace(settings, precision="fp32"), ["a red box"], 32, MAX_LENGTH).latents([0])
+    exact = TextSampler(pipe, replace(settings, precision="fp32"), prompts, (32, 32)).latents([0])
     assert 0 < (drawn - exact).abs().max() < 0.05 * exact.abs().max()
     assert not pipe.transformer._forward_hooks
 
 
 def test_large_images_are_decoded_in_smaller_parts(recipe: Path, finished: Path) -> None:
-    pipe = load_upgraded(opened(recipe, finished))
+    pipe = pipelines.upgraded(opened(recipe, finished))
     positions = 1024 // pipe.vae.compression
     for side, parts in ((positions // 8, [DECODED_AT_ONCE, 4]), (positions, [4] * 9), (4 * positions, [1] * 36)):
-        latents = torch.empty(36, 1, side, side, device="meta")
+        latents = torch.empty(36, 1, side, side)
         assert [len(part) for part in decoder_parts(pipe, latents)] == parts
 
 

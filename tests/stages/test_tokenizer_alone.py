@@ -11,7 +11,7 @@ from PIL import Image
 
 import davae
 from davae.recipe import load_recipe
-from davae.stages.run import Run
+from davae.run.run import Run
 from tiny_pair import build_tiny_pair, tiny_autoencoder
 from tiny_run import run, skipped
 
@@ -150,7 +150,8 @@ def test_images_too_small_to_be_cropped_are_skipped(tmp_path: Path, sections: di
     (tmp_path / "images").mkdir()
     for side in (24, 40, 48, 64, 80):
         Image.new("RGB", (side, side + 8)).save(tmp_path / "images" / f"{side}.png")
-    data = {"kind": "folder", "path": str(tmp_path / "images"), "test_count": 1}
-    train, test = Run(load_recipe(write(tmp_path, Path("embedded"), data=data, **sections)), tmp_path).sources
+    data = {"kind": "folder", "path": str(tmp_path / "images"), "test_count": 2}  # of the two, one is too small
+    images = Run(load_recipe(write(tmp_path, Path("embedded"), data=data, **sections)), tmp_path).data
+    train, test = images.train, images.test
     assert sorted([*train.ids, *test.ids]) == ["48.png", "64.png", "80.png"]
     assert train.images(range(len(train)), 48).shape == (2, 3, 48, 48)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from logging import LogRecord, getLogger
 
 from davae import __version__
-from davae.cli import analyze, convert, doctor, export, generate, recipe
+from davae.cli import analyze, convert, doctor, export, generate, keys, recipe
 from davae.cli.grammar import Parser, Verb
 
 STAGE_VERBS = recipe.STAGE_VERBS
 TOOLS: dict[str, Verb] = {
+    "keys": keys.VERB,
     "doctor": doctor.VERB,
     "generate": generate.VERB,
     "export": export.VERB,
@@ -31,9 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"davae {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
     for name, verb in {**recipe.VERBS, **TOOLS}.items():
-        one = verbs.add_parser(name, help=verb.help)
-        verb.add_arguments(one)
-        one.set_defaults(work=verb.work)
+        command = verbs.add_parser(name, help=verb.help)
+        verb.add_arguments(command)
+        command.set_defaults(run=verb.run)
     return parser
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from davae.train.interrupt import Interrupted, Terminated
 
     try:
-        return _work(options)
+        return _run(options)
     except Interrupted as stop:
         _print(f"{stop} Run the same command to go on.")
         return 128 + stop.signal_number
@@ -55,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(f"Stopped by {number.name}. Run the same command to go on.")
         return 128 + number
     except (CheckpointError, ValueError, FloatingPointError, OSError, SafetensorError) as error:
-        _print(f"davae: {error}", own=isinstance(error, OSError | SafetensorError))
+        _print(f"davae: {error}", is_local=isinstance(error, OSError | SafetensorError))
         return 1
 
 
-def _work(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
@@ -67,7 +68,7 @@ def _work(options: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     for name in ("models.modeling_utils", "pipelines.pipeline_utils"):
         getLogger(f"diffusers.{name}").addFilter(_is_news)
-    return options.work(options)
+    return options.run(options)
 
 
 def _is_news(record: LogRecord) -> bool:
@@ -76,8 +77,8 @@ def _is_news(record: LogRecord) -> bool:
     return not (message.startswith("Expected types for vae") or "should be kept in float32: []" in message)
 
 
-def _print(message: str, own: bool = False) -> None:
+def _print(message: str, is_local: bool = False) -> None:
     """One line on standard error; of several processes the first one speaks, the others of their own troubles."""
     rank = os.environ.get("RANK", "0")
-    if rank == "0" or own:
+    if rank == "0" or is_local:
         sys.stderr.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")

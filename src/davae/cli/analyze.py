@@ -16,9 +16,9 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the report goes")
 
 
-def _work(options: argparse.Namespace) -> int:
-    from davae.stages.analyze import analyze
-    from davae.terminal import ProgressBars
+def _run(options: argparse.Namespace) -> int:
+    from davae.cli.terminal import ProgressBars
+    from davae.tools.analyze import analyze
 
     with ProgressBars() as progress:
         page = analyze(
@@ -35,4 +35,4 @@ def _work(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("what a tokenizer's latent holds: sensitivity, spectra, alignment, components", _add_analyze, _work)
+VERB = Verb("what a tokenizer's latent holds: sensitivity, spectra, alignment, components", _add_analyze, _run)

@@ -28,13 +28,13 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     transformer.add_argument("--time-shift", type=float, help="of the pair's scheduler (default: 0.3)")
 
 
-def _work(options: argparse.Namespace) -> int:
-    from davae.stages.convert import work
+def _run(options: argparse.Namespace) -> int:
+    from davae.tools.convert import convert_checkpoint
 
-    work(
+    convert_checkpoint(
         options.sources,
         options.to,
-        lambda message: sys.stderr.write(f"{message}\n"),
+        lambda message: print(message, file=sys.stderr),  # noqa: T201
         kind=options.kind,
         base=options.base,
         statistics=options.statistics,
@@ -50,4 +50,4 @@ def _work(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("bring a checkpoint of another code base in as a diffusers model", _add_convert, _work)
+VERB = Verb("bring a checkpoint of another code base in as a diffusers model", _add_convert, _run)

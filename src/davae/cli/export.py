@@ -19,13 +19,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
 
 
-def _work(options: argparse.Namespace) -> int:
-    from davae.stages.export import work
-    from davae.stages.run import Run
-    from davae.terminal import ProgressBars
+def _run(options: argparse.Namespace) -> int:
+    from davae.cli.terminal import ProgressBars
+    from davae.run.run import Run
+    from davae.tools.export import export_run
 
     with ProgressBars() as progress:
-        work(
+        export_run(
             Run(load(options), options.runs_dir, progress),
             options.target,
             dtype=options.dtype,
@@ -36,4 +36,4 @@ def _work(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("the upgraded pipeline of a run as one folder that stock diffusers loads", _add_export, _work)
+VERB = Verb("the upgraded pipeline of a run as one folder that stock diffusers loads", _add_export, _run)

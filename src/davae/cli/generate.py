@@ -8,10 +8,10 @@ from davae.cli.grammar import Verb
 from davae.cli.recipe import add_common, load
 
 if TYPE_CHECKING:
-    from davae.stages.generate.source import TextSource
+    from davae.tools.generate.text_source import TextSource
 
 
-_OWN = ""
+_UPGRADED_PAIR = ""
 """The pair that a run upgraded, as a baseline."""
 
 
@@ -48,7 +48,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--baseline",
         nargs="?",
-        const=_OWN,
+        const=_UPGRADED_PAIR,
         metavar="PIPELINE",
         help="also the pretrained pipeline's images, enlarged (default: the one that the run upgraded)",
     )
@@ -66,10 +66,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
 
 
-def _work(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    from davae.cli.terminal import ProgressBars
     from davae.data.prompt_list import read_prompts
-    from davae.stages.generate.generate import Engine, Generation, generate
-    from davae.terminal import ProgressBars
+    from davae.sampling.engine import Engine
+    from davae.tools.generate.generate import generate
+    from davae.tools.generate.settings import Generation
 
     if bool(options.prompt) == bool(options.prompts):
         raise ValueError("generate takes prompts, or --prompts FILE. 'davae generate --help' shows both.")
@@ -108,17 +110,17 @@ def _work(options: argparse.Namespace) -> int:
 
 def _sources(options: argparse.Namespace) -> "tuple[TextSource, TextSource | None]":
     """What draws, and the baseline."""
-    from davae.stages.generate.source import FinishedRun, SavedPipeline
-    from davae.stages.run import Run
+    from davae.run.run import Run
+    from davae.tools.generate.text_source import FinishedRun, SavedPipeline
 
     named = SavedPipeline(options.baseline) if options.baseline else None
     if not options.source.endswith((".yaml", ".yml")):
-        if options.baseline == _OWN:
+        if options.baseline == _UPGRADED_PAIR:
             raise ValueError("--baseline needs the name of the pretrained pipeline, unless --from is a recipe.")
         return SavedPipeline(options.source), named
     options.recipe = options.source
     run = Run(load(options), options.runs_dir)
-    return FinishedRun(run), SavedPipeline(run.pair.source) if options.baseline == _OWN else named
+    return FinishedRun(run), SavedPipeline(run.pair.source) if options.baseline == _UPGRADED_PAIR else named
 
 
-VERB = Verb("images from prompts by a saved pipeline: pictures, or captioned tar shards", _add_generate, _work)
+VERB = Verb("images from prompts by a saved pipeline: pictures, or captioned tar shards", _add_generate, _run)

@@ -13,7 +13,7 @@ class Verb:
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    work: Callable[[argparse.Namespace], int]
+    run: Callable[[argparse.Namespace], int]
     """Does it and returns the exit status; imports what it needs."""
 
 

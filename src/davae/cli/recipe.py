@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from davae.cli.grammar import Verb
 
 if TYPE_CHECKING:
+    from davae.cli.terminal import ProgressBars
     from davae.recipe import Recipe
-    from davae.terminal import ProgressBars
 
 STAGE_VERBS = {
     "pretrain": "make a base pair from scratch: an autoencoder, then a transformer on its latents",
@@ -77,8 +77,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.recipe and not (options.autoencoders or options.images):
         return _run(options)
-    from davae.stages.autoencoders import evaluate_autoencoders, table_of
-    from davae.terminal import ProgressBars
+    from davae.cli.terminal import ProgressBars
+    from davae.tools.autoencoders import evaluate_autoencoders, table_of
 
     if options.recipe or not (options.autoencoders and options.images):
         raise ValueError(
@@ -93,7 +93,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Stages of a recipe."""
-    from davae.terminal import ProgressBars
+    from davae.cli.terminal import ProgressBars
 
     recipe = load(options)
     with ProgressBars() as progress:
@@ -102,11 +102,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "ProgressBars") -> None:
-    from davae.stages.plan import execute, is_done, planned
-    from davae.stages.run import Run
+    from davae.run.execute import execute, is_done, planned
+    from davae.run.run import Run
+    from davae.stages import STAGES
 
     run = Run(recipe, options.runs_dir, progress, options.overwrite)
-    stages = planned(run, options.verb if options.verb in STAGE_VERBS else None)
+    stages = planned(STAGES, recipe, options.verb if options.verb in STAGE_VERBS else None)
     if options.dry_run:
         from davae.recipe import dump_recipe
 
@@ -117,8 +118,8 @@ def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "Progre
             progress.say(f"{'would run' if waiting else 'done':>10}  {stage.name}")
         return
     execute(run, stages)
-    if run.accelerator.is_main_process and stages[-1].name == "report":
-        progress.say(f"report: {(run.folder / 'report.html').resolve()}")
+    if run.is_main and stages[-1].name == "report":
+        progress.say(f"report: {run.folder.report.resolve()}")
 
 
 _SPECIAL = {"evaluate": (_add_evaluate, _evaluate)}

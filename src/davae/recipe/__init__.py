@@ -1,20 +1,20 @@
 """A recipe: one YAML file, one whole run, validated before anything is computed."""
 
+from davae.caching.settings import CacheConfig, PromptsConfig
 from davae.recipe.document import RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
 from davae.recipe.recipe import GIVEN_AUTOENCODER, REUSABLE, Recipe
 from davae.recipe.sections import (
     BaseAutoencoderConfig,
     BaseTransformerConfig,
-    CacheConfig,
     DataConfig,
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
     PreviewConfig,
-    PromptsConfig,
     RealismConfig,
     SampleConfig,
 )
+from davae.train.objective import TokenizerConfig
 
 __all__ = [
     "BaseAutoencoderConfig",
@@ -32,6 +32,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "SampleConfig",
+    "TokenizerConfig",
     "dump_recipe",
     "load_recipe",
     "merge_overrides",

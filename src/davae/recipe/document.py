@@ -13,6 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from davae.recipe.recipe import REUSABLE, Recipe, place_of
 
+NOT_INHERITED = ("start", "detail_warmup_steps")
+"""Keys of `finetune` that `realism` does not take over: by then the weights are there and the detail is learned."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run, with every problem listed."""
@@ -88,8 +91,7 @@ def _inherit(sections: dict[str, Any]) -> None:
     """Let the second fine-tuning have the settings of the first one, where it does not say otherwise."""
     first, second = sections.get("finetune"), sections.get("realism")
     if isinstance(first, dict) and isinstance(second, dict):
-        own = ("start", "detail_warmup_steps")  # by then the weights are there and the detail is learned
-        sections["realism"] = {key: value for key, value in first.items() if key not in own} | second
+        sections["realism"] = {key: value for key, value in first.items() if key not in NOT_INHERITED} | second
 
 
 def dump_recipe(recipe: Recipe) -> str:

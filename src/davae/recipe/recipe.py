@@ -4,14 +4,13 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from davae.caching.settings import CacheConfig, PromptsConfig
 from davae.core.config import Config
 from davae.recipe.sections import (
-    CacheConfig,
     DataConfig,
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
-    PromptsConfig,
     RealismConfig,
     SampleConfig,
 )
@@ -29,24 +28,34 @@ class Recipe(Config):
     """One whole run. It ends after the last section that is present."""
 
     name: str
+    """Of the run's folder: letters, digits, '.', '-' and '_'."""
     data: DataConfig | None = None
     """What a recipe needs unless it only draws from a pair."""
     seed: int = 0
+    """Of everything random in the run."""
     device: Literal["auto", "cpu"] = "auto"
+    """auto takes an accelerator where there is one."""
     pair: str = "embedded"
     """The pretrained pair: "embedded", a folder with a saved pipeline, or what `pretrain` makes. A folder or a hub
     name of nothing but an autoencoder does for training its upgrade."""
     image_size: int = 0
     """Side of the upgraded images; 0 in a recipe that only pretrains."""
     pretrain: PretrainConfig | None = None
+    """Makes the pair from scratch."""
     tokenizer: TokenizerConfig | None = None
+    """Trains the upgraded autoencoder."""
     cache: CacheConfig | None = None
+    """Encodes the training images once."""
     prompts: PromptsConfig | None = None
-    """Of text-to-image runs."""
+    """Encodes their captions once; of text-to-image runs."""
     finetune: FinetuneConfig | None = None
+    """Trains the widened transformer."""
     realism: RealismConfig | None = None
+    """A second round of fine-tuning on other images (S7 of the paper). What it leaves out is as in `finetune`."""
     sample: SampleConfig | None = None
+    """Draws images."""
     evaluate: EvaluateConfig | None = None
+    """Measures, and writes the report."""
     reuse: dict[str, str] = field(default_factory=dict)
     """Section -> folder of another run whose result it takes; written as `SECTION: {from: FOLDER}`."""
 

@@ -8,8 +8,12 @@ from typing import Any, ClassVar, Literal
 
 import diffusers
 
-from davae.core.config import Config
+from davae.caching.settings import CacheConfig
+from davae.core.config import Config, require_positive
+from davae.core.precision import DtypeName
 from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT
+from davae.sampling.class_sampler import Labels
+from davae.sampling.settings import SamplerSettings
 from davae.train.diffusion import DiffusionConfig
 from davae.train.objective import AutoencoderConfig
 
@@ -26,7 +30,9 @@ class DataConfig(Config):
     count: int = 20_000
     """Rendered training scenes (solids only)."""
     test_count: int = 512
-    """Images for evaluation, never trained on."""
+    """Images for evaluation, never trained on: those with the smallest hashes of their ids, at any image size."""
+    test_share: float | None = None
+    """Hold out this share of the images in place of test_count; then an image keeps its part as the set changes."""
     seed: int = 0
     """Of the rendered scenes (solids only)."""
     workers: int = 1
@@ -37,7 +43,9 @@ class DataConfig(Config):
             raise ValueError(f"data.kind {self.kind} needs data.path")
         if self.kind == "auto" and self.path is None:
             raise ValueError("data needs a path, or kind: solids")
-        _require_positive(self, "count", "test_count")
+        require_positive(self, "count", "test_count")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise ValueError(f"test_share must lie between 0 and 1; got {self.test_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,7 @@ class BaseAutoencoderConfig(AutoencoderConfig):
     """A base autoencoder trained from scratch."""
 
     model: Literal["AutoencoderDC", "AutoencoderKL"]
+    """Its diffusers class."""
     model_config: dict[str, Any]
     """Arguments of the diffusers class."""
 
@@ -76,40 +85,6 @@ class BaseTransformerConfig(DiffusionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheConfig(Config):
-    """How latents are stored."""
-
-    flips: bool = True
-    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    batch_size: int = 32
-    shard_size: int = 4096
-    precision: Literal["fp32", "bf16"] = "fp32"
-    max_aspect: float = 1.0
-    """Longest side to shortest: 1 crops every image to a square; 2 keeps images between 1:2 and 2:1 in their shape,
-    in buckets of sizes of about the same area."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "shard_size")
-        if self.max_aspect < 1:
-            raise ValueError(f"max_aspect must be at least 1 (squares); got {self.max_aspect}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptsConfig(Config):
-    """How captions become embeddings, once and for all."""
-
-    max_length: int = 256
-    """Tokens of the long text encoder (T5); drawing takes the same number. CLIP has its own limit."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
-    """Of the text encoders and of what is stored."""
-    batch_size: int = 32
-    shard_size: int = 256
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "max_length", "batch_size", "shard_size")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreviewConfig(Config):
     """Images of fixed seeds, drawn now and then during a training with its averaged weights."""
 
@@ -120,11 +95,14 @@ class PreviewConfig(Config):
     count: int = 8
     """How many classes are drawn (class-conditional)."""
     steps: int = 28
+    """Of the sampler."""
     guidance_scale: float = 4.0
+    """Classifier-free guidance; 1 is off."""
     seed: int = 0
+    """Image i is drawn from seed + i."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "every", "count", "steps")
+        require_positive(self, "every", "count", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +115,7 @@ class FinetuneConfig(DiffusionConfig):
     scheduler_shift: float | None = None
     """Shift of the scheduler that the upgraded pair is drawn with; null keeps the pair's."""
     preview: PreviewConfig | None = None
+    """Images that are drawn on the way."""
 
     BOOKKEEPING: ClassVar[tuple[str, ...]] = (*DiffusionConfig.BOOKKEEPING, "preview")
 
@@ -154,6 +133,7 @@ class RealismConfig(FinetuneConfig):
     """
 
     data: DataConfig
+    """Its images."""
     detail_warmup_steps: int = 0
     """The detail is learned by now."""
 
@@ -163,12 +143,14 @@ class PretrainConfig(Config):
     """Makes a base pair from scratch, or its autoencoder alone."""
 
     image_size: int
+    """Side of the base images, pixels."""
     autoencoder: BaseAutoencoderConfig | None = None
     """Its training; or `{from: FOLDER}`: one that is there, with the statistics of its latents in its config."""
     cache: CacheConfig = field(default_factory=CacheConfig)
+    """How the base latents are stored."""
     transformer: BaseTransformerConfig | None = None
     """null ends the run after the autoencoder."""
-    save_dtype: Literal["float32", "float16", "bfloat16", "float8"] = "float32"
+    save_dtype: DtypeName | Literal["float8"] = "float32"
     """Of the saved pair's weights. float8 (e4m3) is for the matrices of the transformer's blocks, the rest is then
     float16. Loading gives the dtype that is asked for, float32 by default. An autoencoder alone stays float32."""
 
@@ -181,40 +163,25 @@ class PretrainConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Config):
+class SampleConfig(SamplerSettings):
     """Drawing images; `evaluate` judges the ones that were drawn."""
 
     count: int = 64
     """FID is commonly of 50,000."""
-    steps: int = 50
-    """Euler steps; a grid of 250 points has 249."""
     batch_size: int = 64
     """Images at once, which share a shard of samples/."""
     prompts: str | None = None
     """File of prompts (text to image); null draws the captions of the test images."""
-    labels: Literal["balanced", "random"] = "balanced"
+    labels: Labels = "balanced"
     """Class of image i: i modulo the number of classes, or drawn, as the reference does."""
-    guidance_scale: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Native times (0 = noise, 1 = data) between which guidance is on."""
-    guidance_channels: int | None = None
-    """Guide the first channels only, as upstream LightningDiT does with 3; null guides all of them."""
-    seed: int = 0
-    """Image i is drawn from seed + i."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the transformer. bf16 is autocast; the state between steps and the decoder stay fp32."""
     png: bool = True
     """Write an image a file, 000000.png and on."""
     npz: bool = False
     """Write all images to images.npz, which guided-diffusion's evaluator reads: count x side x side x 3 bytes."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "count", "steps", "batch_size")
-        if self.guidance_channels is not None:
-            _require_positive(self, "guidance_channels")
-        start, end = self.guidance_interval
-        if not 0 <= start <= end <= 1:
-            raise ValueError(f"guidance_interval must be two times in order, in [0, 1]; got [{start}, {end}]")
+        super().__post_init__()
+        require_positive(self, "count", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,19 +193,14 @@ class EvaluateConfig(Config):
     speed_batch: int = 16
     """Images a batch in the speed measurement; 0 leaves it out."""
     batch_size: int = 64
+    """Images reconstructed and decoded at once."""
     claims: bool = False
     """Whether the run is held to the demo's claims."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "reconstructions", "batch_size")
+        require_positive(self, "reconstructions", "batch_size")
         if self.speed_batch < 0:
             raise ValueError(f"speed_batch must be 0 (off) or more; got {self.speed_batch}")
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
 
 
 def _require_arguments(model: Any, given: Mapping[str, Any], derived: Sequence[str] = ()) -> None:

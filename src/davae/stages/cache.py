@@ -1,35 +1,57 @@
-"""`davae cache`: the structured latents of the training images, encoded once."""
+"""`davae cache`: the upgraded latents of the training images, encoded once for each round of fine-tuning."""
 
+from functools import partial
 from typing import Any
 
-from davae.data.cache_files import Part
-from davae.stages.encode import encode_source
-from davae.stages.phase import Phase, PhaseName
-from davae.stages.run import Run, folder_hash, settings
+from davae.caching.latent_encoding import encode_images
+from davae.core.files import folder_hash
+from davae.data.latent_cache import is_complete
+from davae.run import build
+from davae.run.execute import Stage
+from davae.run.inputs import settings
+from davae.run.paths import RoundName
+from davae.run.rounds import Round
+from davae.run.run import Run
 
 
-def inputs(run: Run, phase: PhaseName = "finetune") -> dict[str, Any]:
-    """What the cache depends on."""
+def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
+    """What the cache of a round depends on."""
     return {
         "cache": settings(run.recipe.cache),
         "image_size": run.recipe.image_size,
-        "data": Phase(run, phase).source.fingerprint,
-        "tokenizer": folder_hash(run.path_of("tokenizer")),
+        "data": Round(run, name).source.fingerprint,
+        "tokenizer": folder_hash(run.result("tokenizer")),
     }
 
 
-def work(run: Run, phase: PhaseName = "finetune") -> None:
+def run(run: Run, name: RoundName) -> None:
     """Encode, each process its share; whole shards of an interrupted run are kept."""
-    config, accelerator = run.recipe.cache, run.accelerator
+    config = run.recipe.cache
     assert config is not None
-    encode_source(
-        run.tokenizer(),
-        Phase(run, phase).source,
+    encode_images(
+        build.trained_tokenizer(run),
+        Round(run, name).source,
         run.recipe.image_size,
-        Phase(run, phase).folder / "latents",
+        run.folder.latents(name),
         config,
-        accelerator.device,
+        run.accelerator.device,
         run.observer,
-        run.buckets,
-        Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
+        run.data.buckets,
+        run.part,
     )
+
+
+def _stage(name: str, section: str, round_name: RoundName) -> Stage:
+    return Stage(
+        name=name,
+        verb="cache",
+        section=section,
+        inputs=partial(depends_on, name=round_name),
+        run=partial(run, name=round_name),
+        output=lambda run: run.folder.latents(round_name),
+        stands=is_complete,
+    )
+
+
+STAGE = _stage("cache", "cache", "finetune")
+REALISM = _stage("realism-cache", "realism", "realism")

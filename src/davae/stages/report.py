@@ -1,19 +1,28 @@
 """`davae report`: results, curves and pictures of a run on one page."""
 
-import hashlib
-from typing import Any
-
+from davae.core.files import text_hash
 from davae.report.page import write_report
-from davae.stages.run import Run
+from davae.run.execute import Stage
+from davae.run.run import Run
 
 
-def inputs(run: Run) -> dict[str, Any]:
+def depends_on(run: Run) -> dict[str, str]:
     """What the page depends on."""
-    results = run.folder / "results.json"
-    return {"results": hashlib.blake2b(results.read_bytes(), digest_size=16).hexdigest() if results.exists() else ""}
+    results = run.folder.results
+    return {"results": text_hash(results.read_text(encoding="utf-8")) if results.exists() else ""}
 
 
-def work(run: Run) -> None:
+def run(run: Run) -> None:
     """Write report.html."""
-    if run.accelerator.is_main_process:
-        write_report(run.folder)
+    if run.is_main:
+        write_report(run.folder.root)
+
+
+STAGE = Stage(
+    name="report",
+    verb="report",
+    section="evaluate",
+    inputs=depends_on,
+    run=run,
+    output=lambda run: run.folder.report,
+)

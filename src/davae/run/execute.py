@@ -1,0 +1,121 @@
+"""Which stages a recipe has, which of them run and which are skipped."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from davae.core.files import write_text
+from davae.core.observer import Silent
+from davae.recipe import Recipe, dump_recipe
+from davae.run.checks import check, warn_of_judged_training_images
+from davae.run.run import Run
+from davae.train.checkpoint import differences
+from davae.train.interrupt import terminable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    verb: str
+    """The command that runs it."""
+    section: str
+    """The recipe section it needs; a dot leads into a section."""
+    inputs: Callable[[Run], Mapping[str, Any]]
+    """What its result depends on, as JSON values; the stage is skipped while these stand."""
+    run: Callable[[Run], None]
+    output: Callable[[Run], Path]
+    """What it leaves in the run's folder, the last of it to be written."""
+    stands: Callable[[Path], bool] = Path.exists
+    """Whether the output is there and whole."""
+    trains: bool = False
+    """Whether it makes weights, which are never thrown away without being asked."""
+
+
+def planned(stages: Sequence[Stage], recipe: Recipe, verb: str | None = None) -> list[Stage]:
+    """The stages of a recipe in order, or those of one verb.
+
+    Raises:
+        ValueError: the recipe lacks the section that the verb needs.
+    """
+    present = [stage for stage in stages if _has(recipe, stage.section)]
+    if verb is None:
+        return present
+    chosen = [stage for stage in present if stage.verb == verb]
+    if not chosen:
+        section = next(stage.section for stage in stages if stage.verb == verb).partition(".")[0]
+        raise ValueError(f"'{verb}' needs the section {section}, which recipe {recipe.name} lacks.")
+    return chosen
+
+
+def is_done(run: Run, stage: Stage) -> bool:
+    """Whether the stage's output stands and its inputs did not change."""
+    return stage.stands(stage.output(run)) and not _changes(run, stage)
+
+
+def execute(run: Run, stages: Sequence[Stage]) -> None:
+    """Run stages in order, passing over those that are done.
+
+    Raises:
+        ValueError: a finished training would be replaced because its settings changed, and `overwrite` is off.
+    """
+    if not run.is_main:
+        run.observer = Silent()  # one process talks
+    check(run)
+    warn_of_judged_training_images(run)
+    for stage in stages:
+        changes = _changes(run, stage)
+        stands = stage.stands(stage.output(run))
+        if stands and not changes:
+            run.observer.say(f"{stage.name}: done before, skipped")
+            continue
+        if stands and stage.trains and run.record.stage(stage.name) is not None and not run.overwrite:
+            raise ValueError(
+                f"Run {run.recipe.name} has a finished {stage.name} with other settings: {'; '.join(changes[:5])}. "
+                f"Use the old settings, give the run another name, or pass --overwrite."
+            )
+        if run.is_main:
+            run.record.begin(run.data.held_out_by)
+            write_text(run.folder.recipe, dump_recipe(run.recipe))  # not before: a refused recipe is not the run's
+        run.accelerator.wait_for_everyone()
+        _execute(run, stage)
+
+
+def _execute(run: Run, stage: Stage) -> None:
+    started = time.monotonic()
+    try:
+        with terminable():
+            stage.run(run)
+    except BaseException:
+        if run.is_main:
+            with suppress(OSError):  # on a full disk the first error is the one to report
+                run.record.pause(stage.name, time.monotonic() - started)
+        raise
+    run.accelerator.wait_for_everyone()
+    if run.is_main:
+        if run.data.skipped is not None:
+            run.record.note_skipped(run.data.skipped)
+        run.record.finish(stage.name, _inputs(run, stage), time.monotonic() - started)
+    run.accelerator.wait_for_everyone()
+
+
+def _has(recipe: Recipe, section: str) -> bool:
+    value: Any = recipe
+    for part in section.split("."):
+        value = None if value is None else getattr(value, part)
+    return value is not None
+
+
+def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
+    inputs: dict[str, Any] = json.loads(json.dumps(stage.inputs(run)))
+    return inputs
+
+
+def _changes(run: Run, stage: Stage) -> list[str]:
+    entry = run.record.stage(stage.name)
+    return ["never finished"] if entry is None else differences(entry["inputs"], _inputs(run, stage))

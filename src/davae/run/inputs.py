@@ -1,0 +1,68 @@
+"""What results depend on, as JSON values: a result stands while these are the same."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from davae.core.config import Config
+from davae.core.files import folder_hash, text_hash
+from davae.models.loading import autoencoder_folder
+from davae.recipe import GIVEN_AUTOENCODER
+from davae.run import pipelines
+from davae.run.build import pretrain
+from davae.run.run import Run
+from davae.train.settings import LoopConfig
+
+
+def settings(config: Config | None) -> dict[str, Any]:
+    """A section as JSON values, without what changes no result."""
+    assert config is not None
+    values = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
+    ignored = config.BOOKKEEPING if isinstance(config, LoopConfig) else ()
+    return {key: value for key, value in values.items() if key not in ignored}
+
+
+def base_autoencoder(run: Run) -> dict[str, Any]:
+    """Of the base autoencoder that section pretrain trains."""
+    section = pretrain(run)
+    return {
+        "autoencoder": settings(section.autoencoder),
+        "image_size": section.image_size,
+        "data": run.data.train.fingerprint,
+        "seed": run.recipe.seed,
+    }
+
+
+def base_latents(run: Run) -> dict[str, Any]:
+    """Of its latents, or of those of the autoencoder that it is given."""
+    section, given = pretrain(run), run.recipe.reuse.get(GIVEN_AUTOENCODER)
+    made: dict[str, Any] = {"cache": settings(section.cache)}
+    if given is None:
+        return made | {"autoencoder": base_autoencoder(run)}
+    data = {"image_size": section.image_size, "data": run.data.train.fingerprint}
+    return made | {"autoencoder": folder_hash(autoencoder_folder(given)), **data}
+
+
+def pipeline(run: Run) -> dict[str, Any]:
+    """Of the pipeline that section sample draws with, and of the prompts that it draws."""
+    result: dict[str, Any] = {}
+    if not run.recipe.has("finetune"):
+        result["pipeline"] = folder_hash(run.pair.folder(run.pair.parts))
+    else:
+        result["pipeline"] = folder_hash(run.finetuned())
+        if run.pair.is_text:
+            result["tokenizer"] = folder_hash(run.result("tokenizer"))
+            result["pair"] = transformer(run)
+    if run.pair.is_text and run.recipe.sample is not None:
+        result["prompts_drawn"] = text_hash("\n".join(pipelines.prompts_to_draw(run)))
+    return result
+
+
+def samples(run: Run) -> dict[str, Any]:
+    """Of the drawn images."""
+    return {"sample": settings(run.recipe.sample), **pipeline(run)}
+
+
+def transformer(run: Run) -> str:
+    """Hash of the pretrained transformer."""
+    return folder_hash(run.pair.folder(["transformer"]) / "transformer")
