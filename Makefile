@@ -47,7 +47,7 @@ test-fast: $(STAMP) ## the test suite without the slow tests
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: format-check lint types arch test ## what CI runs: format, lint, types, floors, tests
+check: format-check lint types arch test ## what CI runs: format, lint, types, rooms, tests
 
 format: $(STAMP) ## rewrite the code in the one format
 	$(BIN)/ruff format .
@@ -59,10 +59,10 @@ format-check: $(STAMP) ## fail where the format differs
 lint: $(STAMP) ## ruff's rules
 	$(BIN)/ruff check .
 
-types: $(STAMP) ## mypy, strict on the ground floors
+types: $(STAMP) ## mypy, strict on the whole package
 	$(BIN)/mypy
 
-arch: $(STAMP) ## floors: a module imports only from beneath it
+arch: $(STAMP) ## rooms: a module imports only from beneath its own
 	$(BIN)/lint-imports
 
 clean: ## remove caches and build outputs; .venv and runs stay

@@ -18,13 +18,18 @@ from pathlib import Path
 import torch
 
 import davae
+from davae.core.observer import Silent
+from davae.core.pixels import signed_to_unit, uint8_to_signed, unit_to_uint8
+from davae.data.image_source import ImageSource
 from davae.data.splits import first, open_train_test
 from davae.evaluate.agreement import alignment
 from davae.evaluate.analysis import gather
 from davae.evaluate.swd import SlicedWasserstein
+from davae.models.chunking import chunks
 from davae.recipe import Recipe, load_recipe
-from davae.stages.autoencoders import evaluate_autoencoders
-from davae.train.journal import Silent
+from davae.tools.autoencoders import evaluate_autoencoders
+
+BATCH = 16
 
 
 def train(arguments: argparse.Namespace, name: str, detail: str, weight: str) -> None:
@@ -33,35 +38,38 @@ def train(arguments: argparse.Namespace, name: str, detail: str, weight: str) ->
     settings = [f"name={name}", f"tokenizer.detail_channels={detail}", f"tokenizer.align_weight={weight}"]
     for setting in [*arguments.set, *settings]:
         command += ["--set", setting]
+    command += ["--runs-dir", str(arguments.runs_dir)]
     subprocess.run(command, check=True)
 
 
-@torch.no_grad()
-def distances(autoencoder: davae.AutoencoderDA, recipe: Recipe, size: int, count: int) -> dict[int, float]:
-    """Sliced Wasserstein distance x 1000 of reconstructions to originals, level by level."""
+def test_images(recipe: Recipe, size: int, count: int) -> ImageSource:
+    """The first of the images that the recipe never trains on."""
     data = recipe.data
-    source = first(open_train_test(data.kind, data.path, size, data.test_count, data.count, data.seed)[1], count)
+    assert data is not None
+    return first(open_train_test(data.kind, data.path, size, data.test_count, data.count, data.seed)[1], count)
+
+
+@torch.no_grad()
+def distances(autoencoder: davae.AutoencoderDA, source: ImageSource, size: int) -> dict[int, float]:
+    """Sliced Wasserstein distance x 1000 of reconstructions to originals, level by level."""
     swd, ids = SlicedWasserstein(size), list(source.ids)
     originals, rebuilt = [], []
-    for start in range(0, len(source), 16):
-        images = source.images(range(start, min(start + 16, len(source))), size)
-        base, mean, _ = autoencoder.moments(images.float() / 127.5 - 1)
-        made = autoencoder.decode(autoencoder.store(base, mean)).sample
+    for indices in chunks(len(source), BATCH):
+        images = source.images(indices, size)
+        base, mean, _ = autoencoder.moments(uint8_to_signed(images))
         originals.append(images)
-        rebuilt.append(((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        rebuilt.append(unit_to_uint8(signed_to_unit(autoencoder.decode(autoencoder.store(base, mean)).sample)))
     return swd.distance(swd.describe(rebuilt, ids), swd.describe(originals, ids))
 
 
-def correlation(autoencoder: davae.AutoencoderDA, recipe: Recipe, size: int, count: int) -> float:
+def correlation(autoencoder: davae.AutoencoderDA, source: ImageSource, size: int) -> float:
     """Of the grouped detail mean with the base, mean over base channels."""
-    data = recipe.data
-    source = first(open_train_test(data.kind, data.path, size, data.test_count, data.count, data.seed)[1], count)
-    statistics, _ = gather(autoencoder, source, size, 16, Silent())
+    statistics, _ = gather(autoencoder, source, size, BATCH, Silent())
     return float(alignment(statistics.pair).channels.mean())
 
 
-def main() -> None:
-    """Read the command line, train, measure, print a Markdown table."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--judge", type=Path, required=True, help="folder of images never trained on")
@@ -72,7 +80,11 @@ def main() -> None:
     parser.add_argument("--launch", default=f"{sys.executable} -m davae", help="how davae is started")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train, measure, print a Markdown table."""
     recipe = load_recipe(arguments.recipe, arguments.set)
     cells = {
         f"{recipe.name}-d{detail}-w{weight}": (detail, weight)
@@ -84,11 +96,12 @@ def main() -> None:
     results = evaluate_autoencoders([str(folder) for folder in folders.values()], arguments.judge)
     scores = {(item.row, item.column): item.value for item in results.measurements}
     rows = dict.fromkeys(item.row for item in results.measurements)
+    source = test_images(recipe, arguments.size, arguments.count)
     print("| D | weight | PSNR | SSIM | SWD, finest | SWD, next | r |\n|---|---|---|---|---|---|---|")
     for row, (name, (detail, weight)) in zip(rows, cells.items(), strict=False):
         autoencoder = davae.AutoencoderDA.from_pretrained(folders[name]).eval()
-        finest, following, *_ = distances(autoencoder, recipe, arguments.size, arguments.count).values()
-        r = correlation(autoencoder, recipe, arguments.size, arguments.count)
+        finest, following, *_ = distances(autoencoder, source, arguments.size).values()
+        r = correlation(autoencoder, source, arguments.size)
         psnr, ssim = scores[row, "PSNR"], scores[row, "SSIM"]
         print(
             f"| {detail} | {weight} | {psnr:.2f} | {ssim:.3f} | {finest:.1f} | {following:.1f} | {r:.3f} |",
@@ -97,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse())

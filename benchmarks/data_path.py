@@ -33,13 +33,16 @@ from torch import Tensor, nn
 from davae.core.layout import LatentLayout
 from davae.core.randomness import normal
 from davae.data.cache_files import shard_ranges
-from davae.data.latents import CacheManifest, LatentCache, write_cache
-from davae.data.prompts import PromptCache, PromptManifest, PromptSet, write_prompts
-from davae.evaluate.results import hardware
+from davae.data.latent_cache import CacheManifest, LatentCache, write_cache
+from davae.data.prompt_cache import PromptCache, PromptManifest, PromptSet, write_prompts
+from davae.evaluate.hardware import hardware
+from davae.train.batch import Batch
 from davae.train.conditions import Prompts
-from davae.train.feed import Batch, Share, feed
+from davae.train.feed import Share, feed
 from davae.train.latent_set import LatentSet, draws
-from davae.train.loop import Learner, LoopConfig, Loss, OptimConfig, train
+from davae.train.loop import train
+from davae.train.settings import LoopConfig, OptimConfig
+from davae.train.task import Learner, Loss
 
 LAYOUT, SIDE, PIXELS = LatentLayout(16, 16), 64, 1024
 EMBEDDINGS = {"prompt_embeds": (333, 4096), "pooled_prompt_embeds": (2048,)}
@@ -111,7 +114,7 @@ class Sleeper:
         if batch["latent"].is_cuda:
             torch.cuda.synchronize()
         time.sleep(self.seconds)
-        return network(batch["latent"].mean().view(1, 1)).mean(), {}
+        return Loss(network(batch["latent"].mean().view(1, 1)).mean())
 
 
 def waits(folder: Path, arguments: argparse.Namespace, workers: int) -> dict[str, float]:

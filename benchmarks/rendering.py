@@ -5,7 +5,7 @@ import time
 import torch
 
 from davae.data.solids import SolidsSource
-from davae.evaluate.results import hardware
+from davae.evaluate.hardware import hardware
 
 BATCH, SECONDS = 64, 5.0
 

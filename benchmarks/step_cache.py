@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 import davae
 from davae.backbones.public import PUBLIC
+from davae.core.precision import SHORT_DTYPES
 from davae.data.prompt_list import read_prompts
-from davae.evaluate.metrics import psnr
+from davae.evaluate.similarity import psnr
+from davae.sampling.engine import Engine
+from davae.sampling.settings import SamplerSettings
 from davae.sampling.step_cache import disable_step_cache, enable_step_cache, parse_step_cache
-from davae.sampling.text import decode, default_length, draw_encoded, encode, needs_negatives
-from davae.stages.generate.engine import DTYPES
-from davae.stages.generate.source import Engine, SavedPipeline
+from davae.sampling.text_sampler import EncodedPrompts, TextSampler, TypedPrompts
+from davae.tools.generate.text_source import SavedPipeline
 
 CACHES = "first-block=0.05,first-block=0.1,first-block=0.2,taylorseer=2,taylorseer=3,taylorseer=4,pyramid=2,pyramid=3"
 TEXT_TOKENS = 77 + 256
@@ -75,7 +77,7 @@ def measured(transformer: Any, device: torch.device) -> Iterator[Cost]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Result:
     """Images of all prompts, and what they cost."""
 
     latents: Tensor
@@ -84,28 +86,16 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw(pipe: Any, texts: list[tuple[Any, Any]], arguments: argparse.Namespace, has_images: bool) -> Drawn:
-    """One image a text, one at a time."""
-    latents = []
+def draw(sampler: TextSampler, count: int, has_images: bool) -> Result:
+    """One image a prompt, one at a time."""
+    pipe = sampler.pipeline
     with measured(pipe.transformer, pipe._execution_device) as cost:
-        for seed, (conditions, negatives) in enumerate(texts, arguments.seed):
-            latents.append(
-                draw_encoded(
-                    pipe,
-                    conditions,
-                    negatives,
-                    [seed],
-                    height=arguments.size,
-                    width=arguments.size,
-                    steps=arguments.steps,
-                    guidance_scale=arguments.guidance,
-                )
-            )
-    images = torch.cat([decode(pipe, latent) for latent in latents]) if has_images else None
-    return Drawn(torch.cat(latents).float().cpu(), images, cost)
+        latents = [sampler.latents([index]) for index in range(count)]
+    images = torch.cat(list(map(sampler.images, latents))) if has_images else None
+    return Result(torch.cat(latents).cpu(), images, cost)
 
 
-def geometry(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, list[tuple[Any, Any]]]:
+def geometry(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, EncodedPrompts]:
     """SD3.5-Medium at a reduced depth, upgraded, random weights, random text. The autoencoder only gives sizes."""
     torch.manual_seed(arguments.seed)
     full = PUBLIC["SD3.5-Medium"].config
@@ -129,39 +119,36 @@ def geometry(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, 
     )
     pipe = davae.upgrade(pipe, scale=2, init="random").to(device)
 
-    def text() -> dict[str, Tensor]:
+    def text(count: int) -> dict[str, Tensor]:
         return {
-            "prompt_embeds": torch.randn(1, TEXT_TOKENS, config["joint_attention_dim"]),
-            "pooled_prompt_embeds": torch.randn(1, config["pooled_projection_dim"]),
+            "prompt_embeds": torch.randn(count, TEXT_TOKENS, config["joint_attention_dim"]),
+            "pooled_prompt_embeds": torch.randn(count, config["pooled_projection_dim"]),
         }
 
-    return pipe, [(text(), text()) for _ in range(arguments.count)]
+    names = [f"random text {number}" for number in range(arguments.count)]
+    return pipe, EncodedPrompts(names, text(arguments.count), text(1))
 
 
-def saved(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, list[tuple[Any, Any]]]:
-    """A trained pipeline and encoded prompts."""
+def saved(arguments: argparse.Namespace, device: torch.device) -> tuple[Any, TypedPrompts]:
+    """A trained pipeline and its prompts."""
     engine = Engine(dtype=arguments.dtype)
     pipe = engine.start(SavedPipeline(arguments.pipeline).load(engine, device), device)
-    length = arguments.max_length or default_length(pipe)
-    prompts = read_prompts(arguments.prompts)[: arguments.count]
-    guided = needs_negatives(pipe, arguments.guidance)
-    negatives = encode(pipe, [""], length) if guided else None
-    return pipe, [(encode(pipe, [prompt], length), negatives) for prompt in prompts]
+    return pipe, TypedPrompts(pipe, read_prompts(arguments.prompts)[: arguments.count], arguments.max_length)
 
 
-def row(name: str, drawn: Drawn, full: Drawn) -> str:
+def row(name: str, result: Result, full: Result) -> str:
     """One line of the table."""
-    work = 1 - drawn.cost.multiplications / full.cost.multiplications
+    left_out = 1 - result.cost.multiplications / full.cost.multiplications
     peak = full.latents.max() - full.latents.min()
-    latent = psnr(full.latents / peak + 0.5, drawn.latents / peak + 0.5).mean()
-    image = "" if full.images is None or drawn.images is None else f"{psnr(full.images, drawn.images).mean():.2f}"
-    seconds = drawn.cost.seconds / len(drawn.latents)
-    speed = full.cost.seconds / drawn.cost.seconds
-    return f"| {name} | {seconds:.2f} | {speed:.2f} | {100 * work:.0f}% | {latent:.2f} | {image} |"
+    latent = psnr(full.latents / peak + 0.5, result.latents / peak + 0.5).mean()
+    image = "" if full.images is None or result.images is None else f"{psnr(full.images, result.images).mean():.2f}"
+    seconds = result.cost.seconds / len(result.latents)
+    speed = full.cost.seconds / result.cost.seconds
+    return f"| {name} | {seconds:.2f} | {speed:.2f} | {100 * left_out:.0f}% | {latent:.2f} | {image} |"
 
 
-def main() -> None:
-    """Read the command line, draw, print a Markdown table."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", help="folder or hub id of a trained pipeline (default: geometry alone)")
     parser.add_argument("--prompts", type=Path, help="file of prompts, for --pipeline")
@@ -173,32 +160,38 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, help="tokens of the long text encoder")
     parser.add_argument("--count", type=int, default=1, help="images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--dtype", choices=SHORT_DTYPES, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.pipeline and not arguments.prompts:
         parser.error("--pipeline needs --prompts FILE")
-    caches = [(name, *parse_step_cache(name)) for name in arguments.caches.split(",")]  # refused before the work
-    device = torch.device(arguments.device)
-    arguments.torch_dtype = DTYPES[Engine(dtype=arguments.dtype).dtype_on(device)]
-    pipe, texts = (saved if arguments.pipeline else geometry)(arguments, device)
-    pipe.set_progress_bar_config(disable=True)
+    arguments.caches = [(name, *parse_step_cache(name)) for name in arguments.caches.split(",")]
+    return arguments
 
-    has_images = arguments.pipeline is not None
-    full = draw(pipe, texts, arguments, has_images)
+
+def main(arguments: argparse.Namespace) -> None:
+    """Draw and print a Markdown table."""
+    device = torch.device(arguments.device)
+    arguments.torch_dtype = SHORT_DTYPES[Engine(dtype=arguments.dtype).dtype_on(device)]
+    pipe, prompts = (saved if arguments.pipeline else geometry)(arguments, device)
+    settings = SamplerSettings(steps=arguments.steps, guidance_scale=arguments.guidance, seed=arguments.seed)
+    sampler = TextSampler(pipe, settings, prompts, (arguments.size, arguments.size))
+    count, has_images = len(prompts.prompts), arguments.pipeline is not None
+
+    full = draw(sampler, count, has_images)
     print("| cache | s an image | faster | left out | PSNR latent (dB) | PSNR image (dB) |")
     print("|---|---|---|---|---|---|")
-    print(f"| none | {full.cost.seconds / len(texts):.2f} | 1.00 | 0% | | |")
-    for name, kind, value in caches:
+    print(f"| none | {full.cost.seconds / count:.2f} | 1.00 | 0% | | |")
+    for name, kind, value in arguments.caches:
         enable_step_cache(pipe, kind, value)
-        print(row(name, draw(pipe, texts, arguments, has_images), full), flush=True)
+        print(row(name, draw(sampler, count, has_images), full), flush=True)
         disable_step_cache(pipe)
-    what = arguments.pipeline or f"SD3.5-Medium's geometry, {arguments.depth} blocks, random weights"
+    source = arguments.pipeline or f"SD3.5-Medium's geometry, {arguments.depth} blocks, random weights"
+    print(f"\n{source}; {arguments.size} px, {arguments.steps} steps, guidance {arguments.guidance}, {count} images,")
     print(
-        f"\n{what}; {arguments.size} px, {arguments.steps} steps, guidance {arguments.guidance}, {len(texts)} images,"
+        f"{arguments.torch_dtype} on {device}." + ("" if has_images else " Random weights say nothing about quality.")
     )
-    print(f"{arguments.torch_dtype} on {device}. Random weights say nothing about quality." if not has_images else "")
 
 
 if __name__ == "__main__":
-    main()
+    main(parse())

@@ -1,4 +1,4 @@
-"""A small text-to-image pair on `solids`, and a judge of how well drawn images follow their captions.
+"""A small text-to-image pair on `solids`, and a judge of how well generated images follow their captions.
 
 SD3's own classes, with CLIP and T5 encoders of random weights over a vocabulary of 18 words; no hub, no data set.
 
@@ -23,25 +23,30 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from PIL import Image
 from torch import Tensor, nn
 
+from davae.caching.latent_encoding import encode_images
+from davae.caching.prompt_encoding import encode_prompts
+from davae.caching.settings import CacheConfig, PromptsConfig
+from davae.cli.terminal import ProgressBars
+from davae.core.files import write_json
+from davae.core.observer import Observer, Silent
+from davae.core.pixels import uint8_to_signed
 from davae.core.randomness import permutation
 from davae.data.cache_files import Part
-from davae.data.latents import LatentCache
-from davae.data.prompts import PromptCache
+from davae.data.image_source import ImageSource
+from davae.data.latent_cache import LatentCache
+from davae.data.prompt_cache import PromptCache
 from davae.data.solids import HUES, MATERIALS, SHAPES, SolidsSource
-from davae.data.source import ImageSource
-from davae.models.faces import layout_of
+from davae.models.adapter import adapt
 from davae.models.loading import load_autoencoder
-from davae.recipe import CacheConfig
-from davae.stages.embed import encode_prompts
-from davae.stages.encode import encode_source
-from davae.terminal import ProgressBars
 from davae.train.checkpoint import CheckpointStore
 from davae.train.conditions import Prompts
 from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.ema import ExponentialAverage
 from davae.train.feed import Share, feed
-from davae.train.journal import Journal, Silent
+from davae.train.journal import Journal
 from davae.train.latent_set import LatentSet
-from davae.train.loop import OptimConfig, train
+from davae.train.loop import train
+from davae.train.settings import OptimConfig
 from tiny_text import MAX_LENGTH, clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 
 BASE_SIZE = 64
@@ -104,66 +109,72 @@ def make_pair(arguments: argparse.Namespace) -> None:
     """Train the base pair and save it as a pipeline."""
     # Without a GPU, processes find each other only if they are told so.
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    autoencoder = with_unit_latents(load_autoencoder(arguments.autoencoder))
-    source, out = SolidsSource(24_576, 0), arguments.out
-    pipe = pipeline(autoencoder)
-    part = Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    pipe = pipeline(with_unit_latents(load_autoencoder(arguments.autoencoder)))
     with ProgressBars() as bars:
         observer = bars if accelerator.is_main_process else Silent()
-        encode_source(
-            autoencoder,
-            source,
-            BASE_SIZE,
-            out / "latents",
-            CacheConfig(flips=False, precision="bf16", batch_size=64),
-            accelerator.device,
-            observer,
-            part=part,
-        )
-        encode_prompts(
-            pipe,
-            dict(zip(source.ids, source.captions, strict=True)),
-            out / "prompts",
-            max_length=MAX_LENGTH,
-            dtype=torch.float32,
-            batch_size=64,
-            shard_size=4096,
-            device=accelerator.device,
-            observer=observer,
-            encoders="random",
-            part=part,
-        )
-        config = DiffusionConfig(
-            steps=arguments.steps,
-            batch_size=64,
-            flips=False,
-            cosine_weight=0.5,
-            ema_decay=0.999,
-            ema_ramp=True,
-            log_every=100,
-            checkpoint_every=500,
-            optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup_steps=200, final_lr_factor=0.05, max_grad_norm=1.0),
-        )
-        cache, prompts = LatentCache(out / "latents"), PromptCache(out / "prompts")
-        task = DiffusionTask(pipe.transformer.train(), layout_of(autoencoder), config)
-        conditions = Prompts(prompts, cache.manifest.ids, config.condition_dropout, seed=0)
-        training_set = LatentSet(cache, conditions, 0, config.flips, config.batch_size)
-        share = Share(config.batch_size, 1, accelerator.num_processes, accelerator.process_index)
-        averages = train(
-            task,
-            lambda start: feed(training_set, share, start, config.steps, workers=1),
-            config,
-            accelerator,
-            store=CheckpointStore(out / "checkpoints", {"steps": config.steps}),
-            journal=Journal(out / "stats.jsonl", "base"),
-            observer=bars,
-        )
-    average = averages["transformer"]
-    assert average is not None
+        encode(pipe, SolidsSource(arguments.images, 0), arguments.out, accelerator, observer)
+        average = fit(pipe, arguments.out, arguments.steps, accelerator, observer)
     with average.applied():
         if accelerator.is_main_process:
             pipe.transformer.eval()
-            pipe.save_pretrained(out)
+            pipe.save_pretrained(arguments.out)
+
+
+def encode(pipe: Any, source: ImageSource, out: Path, accelerator: Accelerator, observer: Observer) -> None:
+    """Images and captions into caches, shared by all processes."""
+    part = Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    encode_images(
+        pipe.vae,
+        source,
+        BASE_SIZE,
+        out / "latents",
+        CacheConfig(flips=False, precision="bf16", batch_size=64),
+        accelerator.device,
+        observer,
+        part=part,
+    )
+    encode_prompts(
+        pipe,
+        dict(zip(source.ids, source.captions, strict=True)),
+        out / "prompts",
+        PromptsConfig(max_length=MAX_LENGTH, dtype="float32", batch_size=64, shard_size=4096),
+        accelerator.device,
+        observer,
+        encoders="random",
+        part=part,
+    )
+
+
+def fit(pipe: Any, out: Path, steps: int, accelerator: Accelerator, observer: Observer) -> ExponentialAverage:
+    """Train the transformer on the caches; its averaged weights."""
+    config = DiffusionConfig(
+        steps=steps,
+        batch_size=64,
+        flips=False,
+        cosine_weight=0.5,
+        ema_decay=0.999,
+        ema_ramp=True,
+        log_every=100,
+        checkpoint_every=500,
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), warmup_steps=200, final_lr_factor=0.05, max_grad_norm=1.0),
+    )
+    cache, prompts = LatentCache(out / "latents"), PromptCache(out / "prompts")
+    task = DiffusionTask(pipe.transformer.train(), adapt(pipe.vae).layout, config)
+    conditions = Prompts(prompts, cache.manifest.ids, config.condition_dropout, seed=0)
+    training_set = LatentSet(cache, conditions, 0, config.flips, config.batch_size)
+    share = Share(config.batch_size, 1, accelerator.num_processes, accelerator.process_index)
+    averages = train(
+        task,
+        lambda start: feed(training_set, share, start, config.steps, workers=1),
+        config,
+        accelerator,
+        store=CheckpointStore(out / "checkpoints", {"steps": config.steps}),
+        journal=Journal(out / "stats.jsonl", "base"),
+        observer=observer,
+    )
+    average = averages["transformer"]
+    assert average is not None
+    return average
 
 
 class Judge(nn.Module):
@@ -180,11 +191,11 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of uint8 images [B, 3, 128, 128]."""
-        features = self.trunk(images.float() / 127.5 - 1).mean(dim=(2, 3))
+        features = self.trunk(uint8_to_signed(images)).mean(dim=(2, 3))
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def wanted(captions: list[str]) -> dict[str, Tensor]:
+def asked_for(captions: list[str]) -> dict[str, Tensor]:
     """Indices of what the captions ask for: "a striped red box"."""
     words = [caption.split() for caption in captions]
     places = {"material": 1, "colour": 2, "shape": 3}
@@ -199,7 +210,7 @@ def trained_judge(size: int, steps: int) -> Judge:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         indices = range(64 * step, 64 * step + 64)
-        logits, target = judge(source.images(indices, size)), wanted([source.captions[index] for index in indices])
+        logits, target = judge(source.images(indices, size)), asked_for([source.captions[index] for index in indices])
         loss = torch.stack([F.cross_entropy(logits[name], target[name]) for name in AXES]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -212,7 +223,7 @@ def trained_judge(size: int, steps: int) -> Judge:
 def accuracy(judge: Judge, images: Tensor, captions: list[str]) -> dict[str, float]:
     """Share of images that are what their captions say."""
     parts = [judge(batch) for batch in images.split(64)]
-    target = wanted(captions)
+    target = asked_for(captions)
     return {
         name: (torch.cat([part[name] for part in parts]).argmax(1) == target[name]).float().mean().item()
         for name in AXES
@@ -225,7 +236,7 @@ def renderings(source: ImageSource, count: int, size: int) -> Tensor:
 
 
 def judge_run(arguments: argparse.Namespace) -> None:
-    """Print and write how drawn images, real ones and shuffled captions compare."""
+    """Print and write how generated images, real ones and shuffled captions compare."""
     folder = arguments.run / "samples"
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     captions = [row["text"] for row in rows]
@@ -241,7 +252,7 @@ def judge_run(arguments: argparse.Namespace) -> None:
         "chance": {name: 1 / len(values) for name, values in AXES.items()},
     }
     print(json.dumps(table, indent=1))
-    (arguments.run / "captions.json").write_text(json.dumps({"images": len(images), "accuracy": table}, indent=1))
+    write_json(arguments.run / "captions.json", {"images": len(images), "accuracy": table}, indent=1)
 
 
 def pixels(path: Path) -> Tensor:
@@ -251,17 +262,23 @@ def pixels(path: Path) -> Tensor:
         return data.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
-if __name__ == "__main__":
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `command` is what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     pair = commands.add_parser("pair", help="train the base pair")
     pair.add_argument("autoencoder", type=Path)
     pair.add_argument("out", type=Path)
     pair.add_argument("--steps", type=int, default=1800)
-    pair.set_defaults(work=make_pair)
-    judged = commands.add_parser("judge", help="whether images follow their captions")
-    judged.add_argument("run", type=Path)
-    judged.add_argument("--steps", type=int, default=400)
-    judged.set_defaults(work=judge_run)
-    chosen = parser.parse_args()
-    chosen.work(chosen)
+    pair.add_argument("--images", type=int, default=24_576, help="rendered scenes to train on")
+    pair.set_defaults(command=make_pair)
+    judge = commands.add_parser("judge", help="whether images follow their captions")
+    judge.add_argument("run", type=Path)
+    judge.add_argument("--steps", type=int, default=400)
+    judge.set_defaults(command=judge_run)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    arguments.command(arguments)

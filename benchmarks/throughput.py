@@ -37,7 +37,7 @@ import transformers
 from geometries import ROWS, Row
 from random_weights import call_arguments, random_encoder, random_pipeline, tokens
 
-from davae.evaluate.results import hardware
+from davae.evaluate.hardware import hardware
 from davae.evaluate.speed import peak_memory
 
 DTYPE = torch.bfloat16

@@ -26,10 +26,10 @@ from torch import Tensor
 
 import davae
 from davae.core.losses import alignment, hinge_discriminator, hinge_generator, kl_divergence
-from davae.evaluate.results import hardware
+from davae.evaluate.hardware import hardware
 from davae.train.loop import train
 from davae.train.objective import AdversarialConfig, AutoencoderConfig, ReconstructionConfig, TokenizerConfig
-from davae.train.subjects import PlainSubject, StructuredSubject
+from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
 from davae.train.tokenizer import TokenizerTask
 
 KL = {
@@ -105,11 +105,11 @@ def training(case: str, arguments: argparse.Namespace, device: torch.device) -> 
     }
     if case == "train-base":
         config: ReconstructionConfig = AutoencoderConfig(**settings)
-        subject: Any = PlainSubject(base(arguments.geometry), config, seed=0)
+        reconstructor: Any = PlainReconstructor(base(arguments.geometry), config, seed=0)
     else:
         config = TokenizerConfig(**settings, align_adaptive=case != "train-fixed")
-        subject = StructuredSubject(upgraded(arguments.geometry), config, seed=0)
-    subject.network.train()
+        reconstructor = UpgradedReconstructor(upgraded(arguments.geometry), config, seed=0)
+    reconstructor.network.train()
     micro, stamps = {"image": images, "position": torch.arange(batch)}, []
 
     def stamp(_: int) -> None:
@@ -117,7 +117,7 @@ def training(case: str, arguments: argparse.Namespace, device: torch.device) -> 
         stamps.append(time.perf_counter())
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    train(TokenizerTask(subject, config), lambda _: repeat([micro]), config, accelerator, hooks=[(1, stamp)])
+    train(TokenizerTask(reconstructor, config), lambda _: repeat([micro]), config, accelerator, hooks=[(1, stamp)])
     return [later - earlier for earlier, later in pairwise(stamps)]
 
 

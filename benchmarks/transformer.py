@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import davae
-from davae.evaluate.results import hardware
+from davae.evaluate.hardware import hardware
 from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT, LightningDiTBlock
 
 SIZES = {"small": {"hidden_size": 384, "num_layers": 6, "num_attention_heads": 6}, **LIGHTNINGDIT_SIZES}

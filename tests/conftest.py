@@ -1,5 +1,6 @@
 """Shared fixtures. torchvision is hidden first: the core must work without it."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ sys.modules["torchvision"] = None  # type: ignore[assignment]
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tiny_pair import build_tiny_pair
+from tiny_run import RECIPE, run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,3 +42,25 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, relative: float = 1e-4) 
     difference = (got - want).abs().max().item()
     scale = want.abs().max().item()
     assert difference <= relative * max(scale, 1e-30), f"max difference {difference:.3e}, scale {scale:.3e}"
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(pair=build_tiny_pair(folder / "pair")))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run. Tests that change it work on a copy."""
+    runs = tmp_path_factory.mktemp("runs")
+    status, said = run(recipe, runs)
+    assert status == 0, said
+    return runs / "tiny"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "tiny"))

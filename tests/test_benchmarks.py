@@ -1,14 +1,23 @@
-"""The benchmarks of transformers and of the data path: their geometries are the published ones, and they run."""
+"""The benchmarks: their geometries are the published ones, and they run."""
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from conftest import assert_close
+from davae.cli import main
+from davae.data.solids import SolidsSource
+from tiny_text import build_tiny_text_pair
 
 Import = Callable[[str], ModuleType]
 
@@ -130,3 +139,138 @@ def test_the_data_path_is_that_of_fine_tuning(benchmark: Import, tmp_path: Path)
     assert batch["prompt_embeds"].shape == (2, 333, 4096)
     assert batch["prompt_embeds"].dtype == torch.bfloat16
     assert batch["pooled_prompt_embeds"].shape == (2, 2048)
+
+
+@pytest.fixture(scope="module")
+def text_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_text_pair(tmp_path_factory.mktemp("text"))
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """Cells of a Markdown table without its head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_step_caches_are_compared_with_the_full_image(
+    benchmark: Import, text_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cube\na blue box\na green cone\n")
+    step_cache = benchmark("step_cache")
+    given = ["--pipeline", str(text_pair), "--prompts", str(tmp_path / "prompts.txt"), "--count", "2"]
+    given += ["--caches", "taylorseer=1,taylorseer=2,pyramid=2", "--size", "16", "--steps", "6", "--device", "cpu"]
+    step_cache.main(step_cache.parse([*given, "--max-length", "12"]))
+    printed = capsys.readouterr().out
+    full, nothing, *others = rows_of(printed)
+    assert [row[0] for row in (full, nothing, *others)] == ["none", "taylorseer=1", "taylorseer=2", "pyramid=2"]
+    assert nothing[3:] == ["0%", "inf", "inf"]
+    for row in others:
+        assert 0 < int(row[3].removesuffix("%")) < 100
+        assert 5 < float(row[4]) < 100
+        assert 5 < float(row[5]) < 100
+    assert "2 images" in printed
+
+
+def test_step_caches_are_timed_on_a_geometry_alone(
+    benchmark: Import, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step_cache = benchmark("step_cache")
+    full = step_cache.PUBLIC["SD3.5-Medium"]
+    small = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16}
+    monkeypatch.setitem(step_cache.PUBLIC, "SD3.5-Medium", replace(full, config={**full.config, **small}))
+    given = ["--depth", "3", "--size", "64", "--steps", "4", "--caches", "first-block=100", "--device", "cpu"]
+    step_cache.main(step_cache.parse(given))
+    printed = capsys.readouterr().out
+    assert rows_of(printed)[1][0] == "first-block=100"
+    assert 20 < int(rows_of(printed)[1][3].removesuffix("%")) < 75  # the second of three blocks, at 3 of 4 steps
+    assert "Random weights say nothing about quality" in printed
+    with pytest.raises(SystemExit):
+        step_cache.parse(["--pipeline", "folder"])
+    with pytest.raises(ValueError, match="no step cache 'fast'"):
+        step_cache.parse(["--caches", "fast"])
+
+
+def test_a_text_pair_is_trained_and_its_images_are_judged(
+    benchmark: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text_to_image = benchmark("text_to_image")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
+    autoencoder = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(4,) * 4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **blocks,
+        **statistics,
+    ).eval()
+    autoencoder.save_pretrained(tmp_path / "vae")
+    given = ["pair", str(tmp_path / "vae"), str(tmp_path / "pair"), "--steps", "2", "--images", "64"]
+    arguments = text_to_image.parse(given)
+    arguments.command(arguments)
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "pair")
+    assert (pipe.vae.config.scaling_factor, pipe.vae.config.latents_mean) == (1.0, None)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    before, after = (vae.encode(images).latent_dist for vae in (autoencoder, pipe.vae))
+    assert_close(after.mean, (before.mean - 0.5) / 2)
+    assert_close(after.std, before.std / 2)
+    assert_close(pipe.vae.decode(after.mean).sample, autoencoder.decode(before.mean).sample)
+
+    # 48 renderings as samples of a run: what a judge has learned of renderings holds for them.
+    source, folder = SolidsSource(48, seed=5), tmp_path / "run" / "samples"
+    folder.mkdir(parents=True)
+    rows = []
+    for index, caption in enumerate(source.captions):
+        pixels = source.images([index], 32)[0].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+        rows.append(json.dumps({"file_name": f"{index:06d}.png", "text": caption}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    arguments = text_to_image.parse(["judge", str(tmp_path / "run"), "--steps", "20"])
+    arguments.command(arguments)
+    written = json.loads((tmp_path / "run" / "captions.json").read_text())
+    assert written["images"] == 48
+    table = written["accuracy"]
+    assert json.loads(capsys.readouterr().out) == table
+    assert table["chance"] == {"shape": 1 / 3, "material": 1 / 6, "colour": 1 / 8}
+    assert table["drawn"]["colour"] > 0.3 > table["drawn, captions of others"]["colour"]
+
+
+def test_alignment_weights_are_compared(
+    benchmark: Import,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    alignment = benchmark("alignment")
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    for index, image in enumerate(SolidsSource(3, seed=9).images(range(3), 32)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(judged / f"{index}.png")
+
+    def in_this_process(command: list[str], check: bool) -> None:
+        assert command[:3] == [sys.executable, "-m", "davae"]
+        assert main(command[3:]) == 0
+
+    monkeypatch.setattr(alignment, "subprocess", SimpleNamespace(run=in_this_process))
+    given = [
+        str(recipe),
+        "--judge",
+        str(judged),
+        "--detail",
+        "4",
+        "--weights",
+        "0,0.5",
+        "--size",
+        "32",
+        "--count",
+        "8",
+    ]
+    alignment.main(alignment.parse([*given, "--runs-dir", str(tmp_path / "runs"), "--set", "tokenizer.steps=2"]))
+    rows = rows_of(capsys.readouterr().out)
+    assert [row[:2] for row in rows] == [["4", "0"], ["4", "0.5"]]
+    assert all(len(row) == 7 for row in rows)
+    assert all(float(cell) > 0 for row in rows for cell in row[2:6])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny-d4-w0", "tiny-d4-w0.5"]

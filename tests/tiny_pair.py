@@ -58,7 +58,7 @@ def start_davae(arguments: list[Any], log: Path, **environment: str) -> ForkServ
     It is forked from a server that has imported the library and done nothing else.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["davae.stages.plan", "davae.cli"])
+    context.set_forkserver_preload(["davae.stages", "davae.cli"])
     process = context.Process(target=_davae, args=([str(argument) for argument in arguments], log, environment))
     process.start()
     return process
