@@ -15,8 +15,8 @@ from davae.caching.settings import CacheConfig
 from davae.core.observer import Silent
 from davae.data.buckets import bucket_sizes
 from davae.data.cache_files import Part
+from davae.data.errors import DataError
 from davae.data.folder import FolderSource
-from davae.data.image_source import DataError
 from davae.data.latent_cache import LatentCache
 from davae.data.solids import SolidsSource
 from davae.data.splits import Subset

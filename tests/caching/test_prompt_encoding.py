@@ -18,7 +18,7 @@ from davae.caching.prompt_encoding import encode_prompts, load_text_parts, text_
 from davae.caching.settings import PromptsConfig
 from davae.core.observer import Observer, Silent
 from davae.data.cache_files import WHOLE, Part
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.prompt_cache import NULL, PromptCache
 from tiny_text import MAX_LENGTH, build_tiny_text_pair
 

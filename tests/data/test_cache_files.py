@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from davae.data.cache_files import Part, save_shard
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 
 
 def test_shares_are_counted() -> None:

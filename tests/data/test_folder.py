@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from davae.data.errors import DataError
 from davae.data.folder import FolderSource
-from davae.data.image_source import DataError
 
 
 def write(path, value: int = 0, size: tuple[int, int] = (20, 16)):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
 from davae.data.cache_files import Part, shard_ranges
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.latent_cache import CacheManifest, LatentCache, Moments, write_cache
 
 COUNT, BASE, DETAIL, SIDE = 10, 2, 3, 4

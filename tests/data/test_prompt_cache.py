@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from davae.data.cache_files import Part
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.prompt_cache import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
 
 REMEDY = "davae prompts RECIPE"

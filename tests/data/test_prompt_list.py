@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.prompt_list import read_prompts
 
 

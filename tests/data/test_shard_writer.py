@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
 

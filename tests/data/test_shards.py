@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.shards import ShardSource
 
 

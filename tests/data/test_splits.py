@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from davae.data.errors import DataError
 from davae.data.folder import FolderSource
-from davae.data.image_source import DataError, ImageSource
+from davae.data.image_source import ImageSource
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from davae.core.files import replacing
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.sampling.image_formats import IMAGE, GeneratedImage, write_npz
 from davae.sampling.latent_shards import LatentShards
 from davae.sampling.store import FormatName, ImageStore

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.prompt_cache import PromptCache
 from davae.recipe import parse_recipe
 from davae.run.run import Run

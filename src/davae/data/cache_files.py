@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from davae.core.files import replacing, write_json
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.leftovers import remove_leftovers
 
 _MANIFEST = "manifest.json"

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from davae.data.image_source import DataError, FileSource, Record, parse_caption, parse_label, read_text
+from davae.data.annotations import captions_of, parse_captions, parse_label, read_text
+from davae.data.errors import DataError
+from davae.data.image_source import FileSource, Record
 
 CaptionsFrom = Literal["auto", "none"]
 
@@ -123,9 +125,9 @@ def _apply_metadata(
                 raise DataError(
                     f"cannot read {where}: got {name} a second time; allowed is one entry per image; remove one"
                 )
-            caption, label = parse_caption(entry, where), parse_label(entry.get("label"), where)
+            captions, label = parse_captions(entry, where), parse_label(entry.get("label"), where)
             if name in records:
-                listed[name] = replace(records[name], caption=caption, label=label)
+                listed[name] = replace(records[name], captions=captions, label=label)
             else:
                 missing.append((name, f"listed in {file} line {number}, but there is no such image"))
     return dict(sorted(listed.items())), missing
@@ -161,6 +163,6 @@ def _apply_sidecars(root: Path, files: set[str], records: dict[str, Record]) -> 
     for name, record in records.items():
         sidecar = posixpath.splitext(name)[0] + ".txt"
         if sidecar in files:
-            caption = read_text((root / sidecar).read_bytes(), str(root / sidecar)).strip()
-            captioned[name] = replace(record, caption=caption)
+            text = read_text((root / sidecar).read_bytes(), str(root / sidecar))
+            captioned[name] = replace(record, captions=captions_of(text))
     return captioned

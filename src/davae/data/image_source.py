@@ -7,7 +7,7 @@ checks them, counts out the unusable ones and decodes them. Finding the records 
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,11 @@ from torch import Tensor
 from davae.data.buckets import Size
 from davae.data.check_index import CheckIndex, Finding, key_of
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
+from davae.data.errors import DataError
 
-_CAPTION_KEYS = ("text", "caption", "prompt")
 _THREADS = min(8, os.cpu_count() or 1)
 _RECORDS_PER_JOB = 64  # one future per image would cost a gigabyte on ImageNet
 _SERIAL_IMAGES = 4  # up to here, starting threads costs more than it brings
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is."""
 
 
 class ImageSource(Protocol):
@@ -75,6 +71,7 @@ class Record:
     Attributes:
         stamp: Changes when the bytes may have changed (modification time of the file, in nanoseconds).
         label: None when the set does not give one.
+        captions: One or several sentences; () when the set has none.
     """
 
     id: str
@@ -83,7 +80,7 @@ class Record:
     size: int
     stamp: int
     label: int | None = None
-    caption: str = ""
+    captions: tuple[str, ...] = ()
 
     def read(self) -> bytes:
         """Return the bytes. Opens the file anew, so threads, forks and pickles share nothing."""
@@ -144,7 +141,7 @@ class FileSource:
             )
         self.ids = [record.id for record in self._records]
         self.labels = [record.label or 0 for record in self._records]
-        self.captions = [record.caption for record in self._records]
+        self.captions = [record.captions[0] if record.captions else "" for record in self._records]
         self.sizes = [sizes[record.id] for record in self._records]
         self.fingerprint = _fingerprint(self._records, self.class_names)
 
@@ -183,50 +180,6 @@ class FileSource:
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(fill, range(len(records))))  # list() raises what a thread raised
         return images
-
-
-def parse_caption(entry: Mapping[str, object], where: str) -> str:
-    """Return the caption in a JSON annotation ("" when it has none).
-
-    Raises:
-        DataError: It is not text. `where` says which file and line.
-    """
-    for key in _CAPTION_KEYS:
-        value = entry.get(key)
-        if isinstance(value, str):
-            return value.strip()
-        if value is not None:
-            raise DataError(f"cannot read {where}: got {key} {value!r}; allowed is text; correct the entry")
-    return ""
-
-
-def parse_label(value: object, where: str) -> int | None:
-    """Return the label in an annotation, a JSON value or the digits of a `.cls` member (None when it has none).
-
-    Raises:
-        DataError: It is not a whole number from 0 up. `where` says which file and line.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise DataError(
-            f"cannot read {where}: got label {value!r}; allowed are whole numbers from 0 up; correct the entry"
-        )
-    return value
-
-
-def read_text(data: bytes, where: str) -> str:
-    """Decode UTF-8 text, with or without a byte order mark.
-
-    Raises:
-        DataError: It is another encoding. `where` says which file.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {where}: got {error}; allowed is UTF-8; convert the file") from error
 
 
 def _load(record: Record, size: int | Size) -> Tensor:
@@ -293,6 +246,6 @@ def _fingerprint(records: Iterable[Record], class_names: tuple[str, ...]) -> str
     # Paths stay out: a set that was moved is the same set.
     digest = hashlib.sha256(repr(class_names).encode())
     for record in records:
-        held = (record.id, record.offset, record.size, record.stamp, record.label, record.caption)
+        held = (record.id, record.offset, record.size, record.stamp, record.label, record.captions)
         digest.update(repr(held).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 
 FORMAT_VERSION = 2
 _KIND = CacheKind(

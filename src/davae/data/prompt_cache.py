@@ -21,7 +21,7 @@ from torch import Tensor
 
 from davae.core.files import DIGEST_SIZE, text_hash
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard, shard_ranges
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 
 FORMAT_VERSION = 1
 NULL = ""

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from davae.data.image_source import DataError, parse_caption, read_text
+from davae.data.annotations import parse_captions, read_text
+from davae.data.errors import DataError
 
 _COLUMNS = ("prompt", "caption", "text")
 
@@ -51,7 +52,7 @@ def _objects(path: Path, lines: list[str]) -> list[str]:
             raise DataError(f"cannot read {where}: got {error}; allowed is a JSON object; correct it") from error
         if not isinstance(entry, dict):
             raise DataError(f"cannot read {where}: got {line[:80]!r}; allowed is a JSON object; correct it")
-        prompts.append(_required(parse_caption(entry, where), where))
+        prompts.append(_required(next(iter(parse_captions(entry, where)), ""), where))
     return prompts
 
 

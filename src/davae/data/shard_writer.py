@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from davae.core.files import replacing
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.leftovers import remove_leftovers
 
 Content = bytes | str | Mapping[str, object]

@@ -11,7 +11,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from davae.data.image_source import DataError, FileSource, Record, parse_caption, parse_label, read_text
+from davae.data.annotations import captions_of, parse_captions, parse_label, read_text
+from davae.data.errors import DataError
+from davae.data.image_source import FileSource, Record
 
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _NOTE_EXTENSIONS = ("cls", "txt", "json")
@@ -171,9 +173,9 @@ def _record(name: str, file: Path, stamp: int, members: _Members) -> Record | No
         )
     notes = _read_notes(name, file, members)
     entry = _parse_json(notes["json"], f"{name}.json") if "json" in notes else {}
-    caption = notes["txt"].strip() if "txt" in notes else parse_caption(entry, f"{name}.json")
+    captions = captions_of(notes["txt"]) if "txt" in notes else parse_captions(entry, f"{name}.json")
     label = parse_label(notes.get("cls", entry.get("label")), f"the label of {name}")
-    return Record(name, str(file), images[0].offset_data, images[0].size, stamp, label, caption)
+    return Record(name, str(file), images[0].offset_data, images[0].size, stamp, label, captions)
 
 
 def _read_notes(name: str, file: Path, members: _Members) -> dict[str, str]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from davae.core.files import DIGEST_SIZE, text_hash
 from davae.core.randomness import permutation
 from davae.data.buckets import Size
+from davae.data.errors import DataError
 from davae.data.folder import FolderSource
-from davae.data.image_source import DataError, FileSource, ImageSource
+from davae.data.image_source import FileSource, ImageSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from davae.caching.prompt_encoding import encode_prompts, load_text_parts
 from davae.core.precision import DTYPES
-from davae.data.image_source import DataError
+from davae.data.errors import DataError
 from davae.data.prompt_cache import is_complete
 from davae.run import build
 from davae.run.execute import Stage

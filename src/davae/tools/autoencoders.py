@@ -10,8 +10,8 @@ from torch import Tensor
 
 from davae.core.observer import Observer, Silent
 from davae.data.decode import UnusableImage, decode_image
+from davae.data.errors import DataError
 from davae.data.folder import FolderSource
-from davae.data.image_source import DataError
 from davae.evaluate.autoencoder_table import (
     SMALLEST_SIDE,
     Row,
