@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from davae.caching.latent_encoding import encode_images
 from davae.caching.prompt_encoding import encode_prompts
 from davae.caching.settings import CacheConfig, PromptsConfig
-from davae.cli.terminal import ProgressBars
+from davae.cli.terminal import watch
 from davae.core.files import write_json
 from davae.core.observer import Observer, Silent
 from davae.core.pixels import uint8_to_signed
@@ -110,7 +110,7 @@ def make_pair(arguments: argparse.Namespace) -> None:
     # Without a GPU, processes find each other only if they are told so.
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     pipe = pipeline(with_unit_latents(load_autoencoder(arguments.autoencoder)))
-    with ProgressBars() as bars:
+    with watch() as bars:
         observer = bars if accelerator.is_main_process else Silent()
         encode(pipe, SolidsSource(arguments.images, 0), arguments.out, accelerator, observer)
         average = fit(pipe, arguments.out, arguments.steps, accelerator, observer)

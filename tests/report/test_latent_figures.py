@@ -63,3 +63,9 @@ def test_lines_lie_where_their_power_is() -> None:
         for colour in ((0x4A, 0x7F, 0xE0), (0xD4, 0x69, 0x3C))
     )
     assert base < detail, "more power is higher up"
+
+
+@pytest.mark.parametrize("name", ["price $1_$", r"$\frac$", "a $ b"])
+def test_dollar_signs_in_names_are_no_formulas(name: str) -> None:
+    low, high = radial(torch.rand(3, 8, 8).double() + 0.1), radial(torch.rand(3, 8, 8).double() + 5)
+    assert spectrum_figure([(name, low, high)]).size == (1400, 720)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import davae
 from davae.core.observer import Silent
-from davae.evaluate.results import Results
+from davae.evaluate.results import Measurement, Results
 from davae.evaluate.similarity import psnr
 from davae.tools.autoencoders import evaluate_autoencoders, table_of
 from tiny_pair import build_tiny_pair, tiny_autoencoder
@@ -119,3 +119,15 @@ def test_mistakes_are_found_before_anything_is_measured(
         evaluate_autoencoders(autoencoders, images, out=tmp_path / "run")
     with pytest.raises(ValueError, match="cannot open image folder"):
         evaluate_autoencoders(autoencoders, tmp_path / "no images")
+
+
+def test_names_in_the_table_are_no_markup() -> None:
+    name = "[bold]photos[/]"
+    results = Results(
+        run={"name": f"Autoencoders on {name}", "summary": "[/red]"},
+        measurements=[Measurement("Autoencoders", name, "PSNR", 30.0, "dB", "higher")],
+    )
+    text = io.StringIO()
+    Console(file=text, width=140).print(table_of(results))
+    assert text.getvalue().count(name) == 2
+    assert "[/red]" in text.getvalue()

@@ -17,10 +17,10 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
     from davae.tools.analyze import analyze
 
-    with ProgressBars() as progress:
+    with watch() as progress:
         page = analyze(
             options.tokenizer,
             options.folder,

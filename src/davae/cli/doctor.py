@@ -17,10 +17,10 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
     from davae.tools.doctor.examine import report
 
-    with ProgressBars() as progress:
+    with watch() as progress:
         healthy = report(
             load(options),
             options.runs_dir,

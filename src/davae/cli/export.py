@@ -20,11 +20,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
     from davae.run.run import Run
     from davae.tools.export import export_run
 
-    with ProgressBars() as progress:
+    with watch() as progress:
         export_run(
             Run(load(options), options.runs_dir, progress),
             options.target,

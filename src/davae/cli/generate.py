@@ -67,7 +67,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
     from davae.data.prompt_list import read_prompts
     from davae.sampling.engine import Engine
     from davae.tools.generate.generate import generate
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
         step_cache=options.step_cache,
     )
     prompts = read_prompts(options.prompts) if options.prompts else options.prompt
-    with ProgressBars() as progress:
+    with watch() as progress:
         source, baseline = _sources(options)
         out = generate(source, prompts, options.out, settings, engine, baseline=baseline, observer=progress)
         progress.say(f"images: {out.resolve()}")

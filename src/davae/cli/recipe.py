@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from davae.cli.grammar import Verb
 
 if TYPE_CHECKING:
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import Watch
     from davae.recipe import Recipe
 
 STAGE_VERBS = {
@@ -77,7 +77,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.recipe and not (options.autoencoders or options.images):
         return _run(options)
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
     from davae.tools.autoencoders import evaluate_autoencoders, table_of
 
     if options.recipe or not (options.autoencoders and options.images):
@@ -85,7 +85,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "evaluate takes a recipe, or --autoencoders PATH ... together with --images FOLDER. "
             "'davae evaluate --help' shows both."
         )
-    with ProgressBars() as progress:
+    with watch() as progress:
         results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
     progress.show(table_of(results))
     return 0
@@ -93,15 +93,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Stages of a recipe."""
-    from davae.cli.terminal import ProgressBars
+    from davae.cli.terminal import watch
 
     recipe = load(options)
-    with ProgressBars() as progress:
+    with watch() as progress:
         _run_stages(options, recipe, progress)
     return 0
 
 
-def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "ProgressBars") -> None:
+def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "Watch") -> None:
     from davae.run.execute import execute, is_done, planned
     from davae.run.run import Run
     from davae.stages import STAGES

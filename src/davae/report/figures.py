@@ -250,9 +250,15 @@ def _dress(axes: "Axes", title: str, palette: _Palette) -> None:
 
 
 def figure_image(figure: "Figure") -> Image.Image:
-    """A figure as an RGBA picture with a transparent ground, for light and dark pages."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """A figure as an RGBA picture with a transparent ground, for light and dark pages.
 
+    Dollar signs are what they are: names of folders and files stand in figures.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)

@@ -81,16 +81,18 @@ def evaluate_autoencoders(
 def table_of(results: Results) -> "Table":
     """The table for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     columns = {item.column: item for item in results.measurements}
     cells = {(item.row, item.column): item.value for item in results.measurements}
-    table = Table(title=results.run["name"], caption=results.run["summary"], caption_justify="left")
+    title, caption = Text(results.run["name"]), Text(results.run["summary"])  # names are no markup
+    table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("")
     for name, item in columns.items():
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[item.better]
-        table.add_column(f"{name}{arrow}", justify="right")
+        table.add_column(Text(f"{name}{arrow}"), justify="right")
     for row in dict.fromkeys(item.row for item in results.measurements):
-        table.add_row(row, *(_shown(name, cells.get((row, name))) for name in columns))
+        table.add_row(Text(row), *(_shown(name, cells.get((row, name))) for name in columns))
     return table
 
 
