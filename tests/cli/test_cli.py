@@ -1,6 +1,7 @@
 """The command line: what it explains, what it refuses, and that asking costs nothing."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from davae.cli import STAGE_VERBS, build_parser, main
+from davae.backbones.public import PUBLIC
+from davae.cli import STAGE_VERBS, TOOLS, build_parser, convert, doctor, main
+from davae.cli import recipe as recipe_verbs
+from davae.convert.dispatch import KINDS
+from davae.evaluate.gpus import GPUS
 from davae.recipe import load_recipe, parse_recipe
 from davae.stages import STAGES
 
@@ -57,6 +62,34 @@ def test_every_verb_has_help_and_the_common_options(capsys: pytest.CaptureFixtur
     assert status == 0
     for option in ("--set KEY=VALUE", "--runs-dir", "--dry-run", "--overwrite"):
         assert option in text
+
+
+EXAMPLES = [line for verb in {**recipe_verbs.VERBS, **TOOLS}.values() for line in verb.examples]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_the_examples_of_the_help_can_be_typed(line: str) -> None:
+    assert build_parser().parse_args(shlex.split(line)).verb == line.split(maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("verb", [*recipe_verbs.VERBS, *TOOLS])
+def test_help_of_every_verb_has_examples(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    status, text = davae(capsys, verb, "--help")
+    assert status == 0
+    assert "examples:\n  # " in text
+    assert f"\n  davae {verb}" in text
+
+
+def test_values_in_the_help_are_those_that_are_known() -> None:
+    assert tuple(KINDS) == convert.KINDS
+    assert tuple(GPUS) == doctor.GPUS
+    assert tuple(PUBLIC) == doctor.MODELS
+
+
+def test_a_misspelt_option_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = davae(capsys, "run", "recipe.yaml", "--overwite")
+    assert status == 2
+    assert "Did you mean '--overwrite'?" in text
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["finetoon", "recipe.yaml"], ["--version"], []], ids=" ".join)

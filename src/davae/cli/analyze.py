@@ -35,4 +35,12 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("what a tokenizer's latent holds: sensitivity, spectra, alignment, components", _add_analyze, _run)
+VERB = Verb(
+    "what a tokenizer's latent holds: sensitivity, spectra, alignment, components",
+    _add_analyze,
+    _run,
+    {
+        "analyze runs/x/tokenizer PHOTOS --out latent": "a page about one latent, on images not trained on",
+        "analyze runs/a/tokenizer PHOTOS --compare runs/b/tokenizer --out both": "two of them on the same axes",
+    },
+)

@@ -6,11 +6,20 @@ from pathlib import Path
 
 from davae.cli.grammar import Verb
 
+KINDS = ("davae-sd3", "davae-imagenet", "ldm", "tae", "lightningdit", "dit", "sit", "repa")
+"""Those of `davae.convert.dispatch`, which costs an import."""
+
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="FILE", help="checkpoint; two for TAESD's family")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder of the diffusers model")
-    parser.add_argument("--kind", default="auto", help="layout of the checkpoint (default: found by its keys)")
+    parser.add_argument(
+        "--kind",
+        default="auto",
+        choices=("auto", *KINDS),
+        metavar="KIND",
+        help=f"layout of the checkpoint: {', '.join(KINDS)} (default: found by its keys)",
+    )
     parser.add_argument("--base", type=Path, help="the base autoencoder, where the checkpoint lacks its decoder")
     parser.add_argument("--statistics", type=Path, help="latent mean and std: .pt, .safetensors or .json")
     parser.add_argument("--scaling-factor", type=float, help="of the base's latents, for example 0.18215 (SD 1)")
@@ -50,4 +59,14 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("bring a checkpoint of another code base in as a diffusers model", _add_convert, _run)
+VERB = Verb(
+    "bring a checkpoint of another code base in as a diffusers model",
+    _add_convert,
+    _run,
+    {
+        "convert vavae.pt --statistics latents_stats.pt --to vavae": "VA-VAE; its layout is found by its keys",
+        "convert davae.ckpt --base vavae --to davae-f32c128": "the authors' DA-VAE over its base",
+        "convert taef2_encoder.pth taef2_decoder.pth --to taef2": "TAESD's family, in two files",
+        "convert lightningdit-xl.pt --vae vavae --to pair": "a transformer and its autoencoder as one pipeline",
+    },
+)

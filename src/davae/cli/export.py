@@ -36,4 +36,12 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("the upgraded pipeline of a run as one folder that stock diffusers loads", _add_export, _run)
+VERB = Verb(
+    "the upgraded pipeline of a run as one folder that stock diffusers loads",
+    _add_export,
+    _run,
+    {
+        "export runs/sd35m-1k sd35m-1024": "LoRA folded in, with a model card",
+        "export runs/sd35m-1k sd35m-1024 --base-model stabilityai/stable-diffusion-3.5-medium": "name its origin",
+    },
+)

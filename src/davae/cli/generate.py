@@ -123,4 +123,13 @@ def _sources(options: argparse.Namespace) -> "tuple[TextSource, TextSource | Non
     return FinishedRun(run), SavedPipeline(run.pair.source) if options.baseline == _UPGRADED_PAIR else named
 
 
-VERB = Verb("images from prompts by a saved pipeline: pictures, or captioned tar shards", _add_generate, _run)
+VERB = Verb(
+    "images from prompts by a saved pipeline: pictures, or captioned tar shards",
+    _add_generate,
+    _run,
+    {
+        "generate 'a red fox in fresh snow' --from runs/sd35m-1k --out fox --count 4": "four images of one prompt",
+        "generate 'a lighthouse' --from runs/sd35m-1k --out l --baseline": "beside the pretrained pair's, enlarged",
+        "generate --prompts prompts.txt --from sd35m-1024 --out drawn": "a captioned data set in tar shards",
+    },
+)

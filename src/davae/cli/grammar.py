@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,6 +15,13 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     """Does it and returns the exit status; imports what it needs."""
+    examples: Mapping[str, str]
+    """Command lines without `davae`, each with what it is good for. They stand under the help."""
+
+    @property
+    def epilog(self) -> str:
+        """The examples as people read them."""
+        return "\n".join(["examples:", *(f"  # {what}\n  davae {line}" for line, what in self.examples.items())])
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,4 +36,14 @@ class Parser(argparse.ArgumentParser):
                 close = difflib.get_close_matches(given, known, n=1)
                 hint = f" Did you mean '{close[0]}'?" if close else ""
                 message = f"unknown command '{given}'.{hint} 'davae --help' lists the commands."
+        elif message.startswith("unrecognized arguments: "):
+            message = f"{message}.{self._nearest(message.split()[2])} 'davae COMMAND --help' lists the options."
         self.exit(2, f"davae: {message}\n")
+
+    def _nearest(self, given: str) -> str:
+        """A hint at the option that was meant, among those of all commands."""
+        verbs = {} if self._subparsers is None else self._subparsers._group_actions[0].choices
+        parsers = [*verbs.values()] if isinstance(verbs, dict) else []
+        known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+        close = difflib.get_close_matches(given.partition("=")[0], sorted(known), n=1)
+        return f" Did you mean '{close[0]}'?" if close else ""

@@ -39,4 +39,9 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-VERB = Verb("what a recipe can say: every key with its type, default and meaning", _add_keys, _run)
+VERB = Verb(
+    "what a recipe can say: every key with its type, default and meaning",
+    _add_keys,
+    _run,
+    {"keys finetune.optim": "one section", "keys tokenizer.steps": "one key", "keys": "all of them"},
+)

@@ -122,9 +122,30 @@ def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "Watch"
         progress.say(f"report: {run.folder.report.resolve()}")
 
 
-_SPECIAL = {"evaluate": (_add_evaluate, _evaluate)}
+_RUN_EXAMPLES = {
+    "run sd35m-1k --set data.path=PHOTOS": "the paper's recipe on your photographs; run again, it goes on",
+    "run RECIPE --set name=lora --set finetune.lora.rank=64": "another run, one setting changed",
+    "run RECIPE --dry-run": "the resolved recipe, and which stages would run",
+}
+_EVALUATE_EXAMPLES = {
+    "evaluate runs/sd35m-1k": "measure a run that is there once more",
+    "evaluate --autoencoders vae runs/x/tokenizer --images PHOTOS --out table": "autoencoders side by side",
+}
+
+
+def _stage_verb(name: str, sentence: str) -> Verb:
+    if name == "evaluate":
+        return Verb(sentence, _add_evaluate, _evaluate, _EVALUATE_EXAMPLES)
+    return Verb(sentence, _add_recipe, _run, {f"{name} RECIPE": "this stage alone; what it needs is done before"})
+
+
 VERBS = {
-    "demo": Verb("the whole method on the embedded pair and images, then a report", _add_demo, _demo),
-    "run": Verb("every stage of a recipe", _add_recipe, _run),
-    **{name: Verb(text, *_SPECIAL.get(name, (_add_recipe, _run))) for name, text in STAGE_VERBS.items()},
+    "demo": Verb(
+        "the whole method on the embedded pair and images, then a report",
+        _add_demo,
+        _demo,
+        {"demo": "minutes on two cores; no GPU, no download", "demo --quick": "the same path in one minute"},
+    ),
+    "run": Verb("every stage of a recipe", _add_recipe, _run, _RUN_EXAMPLES),
+    **{name: _stage_verb(name, sentence) for name, sentence in STAGE_VERBS.items()},
 }
