@@ -169,3 +169,13 @@ def test_lock_pins_everything_that_the_project_asks_for() -> None:
         assert pin is not None, f"{requirement.name} is not in requirements/lock.txt"
         assert requirement.specifier.contains(pin), f"lock pins {requirement.name}=={pin}, project asks {requirement}"
     assert "torchvision" not in pins
+
+
+def test_the_source_distribution_has_all_that_the_repository_has() -> None:
+    """So that its tests run: they read pages, recipes, benchmarks and pins."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("no checkout: this is the source distribution, whose tests are running")
+    tops = {line.partition("/")[0] for line in listed.stdout.splitlines() if not line.startswith(".")}
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert tops - {"pyproject.toml"} == set(targets["sdist"]["include"])
