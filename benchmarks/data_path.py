@@ -54,7 +54,7 @@ WARM_UP = 3
 def made_up_caches(folder: Path, samples: int, shard: int) -> None:
     """A latent cache and a prompt cache of `samples` samples, every one of them written out."""
     names = [f"sample-{number:06d}" for number in range(samples)]
-    captions = {name: f"caption of {name}" for name in names}
+    captions = {name: (f"caption of {name}",) for name in names}
     manifest = CacheManifest(
         layout=LAYOUT,
         autoencoder="made up",
@@ -65,8 +65,6 @@ def made_up_caches(folder: Path, samples: int, shard: int) -> None:
         shift=(0.0,) * LAYOUT.channels,
         scale=(1.0,) * LAYOUT.channels,
         ids=tuple(names),
-        labels=(0,) * samples,
-        captions=tuple(captions.values()),
     )
 
     def moments(count: int) -> dict[str, Tensor]:

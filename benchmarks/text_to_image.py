@@ -210,7 +210,10 @@ def trained_judge(size: int, steps: int) -> Judge:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         indices = range(64 * step, 64 * step + 64)
-        logits, target = judge(source.images(indices, size)), asked_for([source.captions[index] for index in indices])
+        logits, target = (
+            judge(source.images(indices, size)),
+            asked_for([source.captions[index][0] for index in indices]),
+        )
         loss = torch.stack([F.cross_entropy(logits[name], target[name]) for name in AXES]).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -246,7 +249,9 @@ def judge_run(arguments: argparse.Namespace) -> None:
     held_out = SolidsSource(len(images), seed=78)
     shuffled = [captions[index] for index in permutation(0, "captions of others", 0, len(captions)).tolist()]
     table = {
-        "real images": accuracy(judge, renderings(held_out, len(images), size), held_out.captions),
+        "real images": accuracy(
+            judge, renderings(held_out, len(images), size), [caption for caption, *_ in held_out.captions]
+        ),
         "drawn": accuracy(judge, images, captions),
         "drawn, captions of others": accuracy(judge, images, shuffled),
         "chance": {name: 1 / len(values) for name, values in AXES.items()},

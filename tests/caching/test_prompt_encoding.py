@@ -23,11 +23,11 @@ from davae.data.prompt_cache import NULL, PromptCache
 from tiny_text import MAX_LENGTH, build_tiny_text_pair
 
 CAPTIONS = {
-    "one": "a matte red cube",
-    "two": "a metal blue sphere",
-    "same": "a matte red cube",
-    "none": "",
-    "blank": " \n",
+    "one": ["a matte red cube"],
+    "two": ["a metal blue sphere"],
+    "same": ["a matte red cube"],
+    "none": [],
+    "blank": [" \n"],
 }
 LONG = "a matte red cube a matte red cube a matte red cube a matte red cube"
 
@@ -103,19 +103,21 @@ def as_negative(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def test_cached_prompt_draws_the_very_image_of_the_prompt(encoded: Encode, stock: Any) -> None:
     cache = encoded()
-    for sample, caption in CAPTIONS.items():
+    for sample, captions in CAPTIONS.items():
         arguments = cache.embeddings([sample]) | as_negative(cache.embeddings([NULL]))
-        expected = draw(stock, prompt=caption.strip(), max_sequence_length=MAX_LENGTH)
+        expected = draw(stock, prompt="".join(captions).strip(), max_sequence_length=MAX_LENGTH)
         assert torch.equal(draw(stock, **arguments), expected)
-    two = draw(stock, prompt=CAPTIONS["two"], max_sequence_length=MAX_LENGTH)
-    assert not torch.equal(draw(stock, prompt=CAPTIONS["one"], max_sequence_length=MAX_LENGTH), two)
+    two = draw(stock, prompt=CAPTIONS["two"][0], max_sequence_length=MAX_LENGTH)
+    assert not torch.equal(draw(stock, prompt=CAPTIONS["one"][0], max_sequence_length=MAX_LENGTH), two)
 
 
 def test_batches_and_shards_do_not_change_what_is_stored(encoded: Encode, stock: Any) -> None:
-    captions = {f"{number}": f"a {number * 'red '}cube" for number in range(7)}
+    captions = {f"{number}": [f"a {number * 'red '}cube"] for number in range(7)}
     cache = encoded(captions, batch_size=3, shard_size=5)
     assert [count for _, count in cache.manifest.shards] == [5, 3]
-    wanted = stock.encode_prompt(list(captions.values()), None, None, max_sequence_length=MAX_LENGTH)
+    wanted = stock.encode_prompt(
+        [caption for (caption,) in captions.values()], None, None, max_sequence_length=MAX_LENGTH
+    )
     got = cache.embeddings(list(captions))
     torch.testing.assert_close(got["prompt_embeds"], wanted[0])
     torch.testing.assert_close(got["pooled_prompt_embeds"], wanted[2])
@@ -130,7 +132,7 @@ def test_equal_captions_share_a_row_and_empty_ones_are_the_empty_prompt(encoded:
         assert torch.equal(rows[2], rows[3]), name
         assert torch.equal(rows[2], rows[4]), name
         assert not torch.equal(rows[0], rows[2]), name
-    assert listener.messages[0] == "2 of 5 captions are empty: encoded as the empty prompt."
+    assert listener.messages[0] == "2 of 5 images have no caption: encoded as the empty prompt."
     assert listener.bars == ["prompt lengths 3", "prompts 3"]
 
 
@@ -145,7 +147,7 @@ def test_overlong_prompts_are_named_once_and_the_libraries_keep_quiet(
     encoded: Encode, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     listener = Listener()
-    overlong = {f"long {number}": f"{LONG} {number * 'red '}" for number in range(5)}
+    overlong = {f"long {number}": [f"{LONG} {number * 'red '}"] for number in range(5)}
     cache = encoded(CAPTIONS | overlong, observer=listener, max_length=MAX_LENGTH + 2)
     (warning,) = [line for line in listener.messages if "too long" in line]
     assert warning.startswith("Warning: 5 of 8 different prompts")
@@ -214,7 +216,7 @@ def test_a_pair_without_t5_has_the_pipelines_zeros_in_its_place(encoded: Encode,
     stock = StableDiffusion3Pipeline.from_pretrained(
         folder, dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
-    wanted = stock.encode_prompt(CAPTIONS["one"], None, None, max_sequence_length=MAX_LENGTH)[0]
+    wanted = stock.encode_prompt(CAPTIONS["one"][0], None, None, max_sequence_length=MAX_LENGTH)[0]
     got = cache.embeddings(["one"])["prompt_embeds"]
     assert torch.equal(got, wanted)
     assert not got[:, MAX_LENGTH:].any()
@@ -251,7 +253,7 @@ def test_hash_follows_encoders_and_tokenizers_alone(pair: Path, tmp_path: Path) 
 
 
 def test_resume_encodes_the_missing_shard_alone(encoded: Encode, tmp_path: Path, monkeypatch: Any) -> None:
-    captions = {f"{number}": f"a {number * 'red '}cube" for number in range(7)}
+    captions = {f"{number}": [f"a {number * 'red '}cube"] for number in range(7)}
     whole = encoded(captions).embeddings(list(captions))
     missing = tmp_path / "cache" / "prompts-00000004.safetensors"
     kept = {path: path.stat().st_mtime_ns for path in missing.parent.glob("prompts-*") if path != missing}
@@ -265,7 +267,7 @@ def test_resume_encodes_the_missing_shard_alone(encoded: Encode, tmp_path: Path,
 
 
 def test_two_processes_encode_the_bytes_of_one_and_one_of_them_talks(encoded: Encode, tmp_path: Path) -> None:
-    captions = {f"{number}": f"a {number * 'red '}cube" for number in range(7)} | {"none": ""}
+    captions = {f"{number}": [f"a {number * 'red '}cube"] for number in range(7)} | {"none": []}
     alone, listeners, waits = Listener(), [Listener(), Listener()], list[int]()
     encoded(captions, observer=alone)
     one = (tmp_path / "cache").rename(tmp_path / "one")
@@ -282,11 +284,11 @@ def test_two_processes_encode_the_bytes_of_one_and_one_of_them_talks(encoded: En
 
 
 def test_new_captions_behind_the_old_ones_keep_whole_shards(encoded: Encode, tmp_path: Path) -> None:
-    captions = {f"{number}": f"a {number * 'red '}cube" for number in range(7)}
+    captions = {f"{number}": [f"a {number * 'red '}cube"] for number in range(7)}
     encoded(captions)
     first = tmp_path / "cache" / "prompts-00000000.safetensors"
     written = first.stat().st_mtime_ns
-    cache = encoded(captions | {"new": "a metal blue sphere"})
+    cache = encoded(captions | {"new": ["a metal blue sphere"]})
     assert first.stat().st_mtime_ns == written
     assert len(cache) == 8
     encoded(captions, max_length=MAX_LENGTH - 1)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from davae.core.files import cache_folder, replacing
-from davae.data import check_index, image_source
-from davae.data.check_index import CheckIndex, key_of
+from davae.data import check_index, image_source, kept_arrays
+from davae.data.check_index import CheckIndex, Findings, as_keys, key_of
 from davae.data.folder import FolderSource
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
@@ -123,11 +123,11 @@ def test_changed_and_new_images_alone_are_examined(photos: Path, cache: Path, ex
     assert seen(FolderSource(photos, 16)) == seen(again)
 
 
-def test_another_time_of_the_same_bytes_is_a_change(photos: Path, examined: list[str]) -> None:
-    FolderSource(photos, 16)
+def test_another_time_of_the_same_bytes_costs_a_reading_and_nothing_else(photos: Path, examined: list[str]) -> None:
+    first = FolderSource(photos, 16)
     examined.clear()
     os.utime(photos / "b.jpg", ns=(1, 1))
-    FolderSource(photos, 16)
+    assert seen(FolderSource(photos, 16)) == seen(first)
     assert examined == ["b.jpg"]
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_index_is_made_again(photos: Path, cache: Path, examined: list
     if damage == "a bit":
         changed[damage] = whole[:-1] + bytes([whole[-1] ^ 1])
     elif damage == "other arrays":
-        check_index.save_file({"usable": np.zeros(3)}, path, {"format": "1"})
+        kept_arrays.save_file({"usable": np.zeros(3)}, path, {"format": "1"})
     if damage in changed:
         path.write_bytes(changed[damage])
     if damage == "a folder":
@@ -175,15 +175,15 @@ def test_an_unwritable_cache_folder_only_costs_time(
 
         def full(_arrays: Any, path: Path, _marks: Any) -> None:
             path.write_bytes(b"half")
-            raise check_index.SafetensorError("No space left on device")
+            raise kept_arrays.SafetensorError("No space left on device")
 
-        monkeypatch.setattr(check_index, "save_file", full)
+        monkeypatch.setattr(kept_arrays, "save_file", full)
     else:
 
         def homeless() -> Path:
             raise RuntimeError("Could not determine home directory.")
 
-        monkeypatch.setattr(check_index, "cache_folder", homeless)
+        monkeypatch.setattr(kept_arrays, "cache_folder", homeless)
     for _ in range(2):
         examined.clear()
         assert seen(FolderSource(photos, 16)) == want
@@ -269,19 +269,35 @@ def test_stored_hashes_are_those_of_earlier_versions(cache: Path) -> None:
         ("/data/photos/train-*.tar", "be54aba20490e8abdd74529c9f3cd4a4"),
         (os.fsdecode(b"/data/caf\xe9"), "ef65fcd95a2ca56ce63568e1a29f8dde"),
     ):
-        CheckIndex(where).keep([bytes(16)], {bytes(16): "cut"}, 5)
+        CheckIndex(where).keep(as_keys(bytes(16)), findings("cut"), 5)
         assert (cache / "checked" / f"{name}.safetensors").exists()
 
 
+def findings(*about: tuple[int, int] | str) -> Findings:
+    sizes = [(0, 0) if isinstance(one, str) else one for one in about]
+    contents = np.array([[sum(size)] * 16 for size in sizes], np.uint8)
+    reasons = {position: one for position, one in enumerate(about) if isinstance(one, str)}
+    return Findings(np.array(sizes, np.int32), contents, reasons)
+
+
+def told(found: Findings) -> list[tuple[int, int] | str | None]:
+    assert all(
+        content.tolist() == [sum(size)] * 16 for content, size in zip(found.contents, found.sizes, strict=True)
+    )
+    sizes = [tuple(size) if all(size) else None for size in found.sizes.tolist()]
+    return [found.reasons.get(position, size) for position, size in enumerate(sizes)]
+
+
 def test_keys_that_end_in_zeros_are_keys(tmp_path: Path) -> None:
-    keys = [bytes([number]) + bytes(15) for number in range(5)]
+    keys = as_keys(b"".join(bytes([number]) + bytes(15) for number in range(5)))
     index = CheckIndex(str(tmp_path))
-    index.keep(keys, dict(zip(keys, [(9, 8), "broken", (7, 9), "cut", (5, 5)], strict=True)), 5)
+    index.keep(keys, findings((9, 8), "broken", (7, 9), "cut", (5, 5)), 5)
     for opened in (index, CheckIndex(str(tmp_path))):
-        assert opened.find(list(reversed(keys)), 5) == [(5, 5), "cut", (7, 9), "broken", (9, 8)]
-        assert opened.find(keys, 8) == [(9, 8), None, None, None, None]
-    index.keep(keys[3:], {}, 5)
-    assert CheckIndex(str(tmp_path)).find(keys, 5) == [None, None, None, "cut", (5, 5)]
+        assert told(opened.find(keys[::-1], 5)) == [(5, 5), "cut", (7, 9), "broken", (9, 8)]
+        assert told(opened.find(keys, 8)) == [(9, 8), None, None, None, None]
+        assert opened.find(keys, 8).unknown == [1, 2, 3, 4]
+    index.keep(keys[3:], index.find(keys[3:], 5), 5)
+    assert told(CheckIndex(str(tmp_path)).find(keys, 5)) == [None, None, None, "cut", (5, 5)]
 
 
 def test_each_part_of_a_key_counts() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 
@@ -40,7 +41,7 @@ def test_finds_images_recursively_in_a_stable_order(tmp_path):
     (tmp_path / "notes.md").write_text("no image")
     source = FolderSource(tmp_path, 16)
     assert source.ids == sorted(names)
-    assert (source.labels, source.captions) == ([0] * 6, [""] * 6)
+    assert (source.labels, source.captions) == ([0] * 6, [()] * 6)
     assert (source.class_names, source.skipped, len(source)) == ((), (), 6)
     values = source.images(range(6), 16)[:, 0, 8, 8].tolist()
     assert np.abs(np.subtract(values, [20 * names.index(name) for name in source.ids])).max() <= 3
@@ -134,7 +135,7 @@ def test_metadata_in_the_root(tmp_path, key):
         tmp_path, {"file_name": "x/a.png", key: "an a "}, {"file_name": "./b.png"}, {"file_name": "gone.png"}
     )
     source = FolderSource(tmp_path, 16)
-    assert (source.ids, source.captions) == (["b.png", "x/a.png"], ["", "an a"])
+    assert (source.ids, source.captions) == (["b.png", "x/a.png"], [(), ("an a",)])
     assert [name for name, _ in source.skipped] == ["gone.png", "unlisted.png"]
     assert "metadata.jsonl line 3" in source.skipped[0][1]
     assert "not listed" in source.skipped[1][1]
@@ -146,7 +147,7 @@ def test_metadata_beside_the_images(tmp_path):
     write_metadata(tmp_path / "train", {"file_name": "a.png", "text": "one"})
     write_metadata(tmp_path / "other", {"file_name": "a.png", "text": "two"})
     source = FolderSource(tmp_path, 16)
-    assert (source.ids, source.captions) == (["other/a.png", "train/a.png"], ["two", "one"])
+    assert (source.ids, source.captions) == (["other/a.png", "train/a.png"], [("two",), ("one",)])
     assert source.class_names == ()
 
 
@@ -184,8 +185,8 @@ def test_sidecar_captions(tmp_path):
     write(tmp_path / "a.png")
     write(tmp_path / "b.png")
     (tmp_path / "a.txt").write_bytes("\ufeffa caf\u00e9\n".encode())
-    assert FolderSource(tmp_path, 16).captions == ["a caf\u00e9", ""]
-    assert FolderSource(tmp_path, 16, captions_from="none").captions == ["", ""]
+    assert FolderSource(tmp_path, 16).captions == [("a caf\u00e9",), ()]
+    assert FolderSource(tmp_path, 16, captions_from="none").captions == [(), ()]
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"a\.txt.*UTF-8"):
         FolderSource(tmp_path, 16)
@@ -195,10 +196,10 @@ def test_metadata_goes_before_sidecars(tmp_path):
     write(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("side")
     write_metadata(tmp_path, {"file_name": "a.png", "text": "meta"})
-    assert FolderSource(tmp_path, 16).captions == ["meta"]
+    assert FolderSource(tmp_path, 16).captions == [("meta",)]
     write(tmp_path / "unlisted.png")
     plain = FolderSource(tmp_path, 16, captions_from="none")
-    assert (plain.ids, plain.captions) == (["a.png", "unlisted.png"], ["", ""])
+    assert (plain.ids, plain.captions) == (["a.png", "unlisted.png"], [(), ()])
 
 
 def test_unusable_images_are_skipped_and_named(tmp_path):
@@ -261,15 +262,52 @@ def test_files_that_change_later_are_named(noisy):
             source.images(range(index, 9), 16)
 
 
-def test_fingerprint_follows_the_content(tmp_path):
+def test_fingerprint_follows_ids_and_contents_and_nothing_else(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write(one / "a.png")
-    write(one / "b.png")
+    write(one / "b.png", 200)
     (one / "a.txt").write_text("first")
-    shutil.copytree(one, two)  # keeps modification times
     before = FolderSource(one, 16).fingerprint
-    assert FolderSource(one, 16).fingerprint == FolderSource(two, 16).fingerprint == before
+    assert before.startswith("images-2-")
+    shutil.copytree(one, two, copy_function=shutil.copy)  # with other modification times
     (two / "a.txt").write_text("second")
+    os.utime(one / "b.png", ns=(1, 1))
+    assert FolderSource(one, 16).fingerprint == FolderSource(two, 16).fingerprint == before
+    (two / "b.png").rename(two / "c.png")
     assert FolderSource(two, 16).fingerprint != before
-    write(one / "b.png", 200, size=(30, 30))
+    write(one / "b.png", 201)
     assert FolderSource(one, 16).fingerprint != before
+
+
+def test_a_corrected_label_is_another_labelled_set_of_the_same_images(tmp_path):
+    for name in ("ant/1.png", "bee/2.png"):
+        write(tmp_path / name)
+    entries = [{"file_name": "ant/1.png", "label": 0}, {"file_name": "bee/2.png", "label": 1}]
+    seen = []
+    for labels in ((0, 1), (1, 1), (0, 1)):
+        rows = [entry | {"label": label} for entry, label in zip(entries, labels, strict=True)]
+        write_metadata(tmp_path, *rows)
+        source = FolderSource(tmp_path, 16)
+        seen.append((source.fingerprint, source.labelled_fingerprint))
+    assert seen[0] == seen[2]
+    assert seen[0][0] == seen[1][0]
+    assert seen[0][1] != seen[1][1]
+
+
+def test_labels_that_cannot_be_classes_are_refused_by_name(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.png")
+    for label in (1_000_000_000, 10**30):
+        write_metadata(tmp_path, {"file_name": "a.png", "label": 0}, {"file_name": "b.png", "label": label})
+        with pytest.raises(DataError, match=r"label of b\.png .* no class.* below 100000"):
+            FolderSource(tmp_path, 16)
+    write_metadata(tmp_path, {"file_name": "a.png", "label": 0}, {"file_name": "b.png", "label": 99_999})
+    assert len(FolderSource(tmp_path, 16).class_names) == 100_000
+
+
+def test_an_image_that_grew_later_is_named(noisy):
+    source = FolderSource(noisy, 16)
+    with (noisy / "3.png").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"cannot load image 3\.png: got .*the file has .* bytes, it had"):
+        source.images([3], 16)

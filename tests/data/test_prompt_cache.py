@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from davae.data.errors import DataError
 from davae.data.prompt_cache import NULL, PromptCache, PromptManifest, PromptSet, is_complete, write_prompts
 
 REMEDY = "davae prompts RECIPE"
-CAPTIONS = {f"photo-{number}": f"caption {number % 7}" for number in range(40)} | {"bare": ""}
+CAPTIONS = {f"photo-{number}": (f"caption {number % 7}",) for number in range(40)} | {"bare": ()}
 
 
 def manifest(prompts: PromptSet, **changes: Any) -> PromptManifest:
@@ -32,6 +32,10 @@ def manifest(prompts: PromptSet, **changes: Any) -> PromptManifest:
         "tensors": {"prompt_embeds": ("float16", (3, 2)), "prompt_attention_mask": ("int64", (3,))},
     }
     return PromptManifest(**(values | changes))
+
+
+def first_caption(sample: str) -> str:
+    return next(iter(CAPTIONS.get(sample, ())), "")
 
 
 def value(prompt: str) -> float:
@@ -51,7 +55,7 @@ class Encoder:
         return {"prompt_embeds": embeds, "prompt_attention_mask": values.long().view(-1, 1).expand(-1, 3)}
 
 
-def build(folder: Path, captions: Mapping[str, str] = CAPTIONS, **changes: Any) -> Encoder:
+def build(folder: Path, captions: Mapping[str, Sequence[str]] = CAPTIONS, **changes: Any) -> Encoder:
     prompts = PromptSet.of(captions)
     encoder = Encoder(prompts)
     write_prompts(folder, manifest(prompts, **changes), prompts, 3, encoder)
@@ -67,7 +71,7 @@ def cache(tmp_path: Path) -> PromptCache:
 def test_every_sample_gets_its_own_captions_row(cache: PromptCache) -> None:
     ids = ["photo-5", "bare", "photo-12", NULL, "photo-39", "photo-5"]
     got = cache.embeddings(ids)
-    wanted = torch.tensor([value(CAPTIONS.get(sample, "")) for sample in ids])
+    wanted = torch.tensor([value(first_caption(sample)) for sample in ids])
     assert got["prompt_embeds"].dtype == torch.float16
     assert torch.equal(got["prompt_embeds"], wanted.half().view(-1, 1, 1).expand(-1, 3, 2))
     assert torch.equal(got["prompt_attention_mask"], wanted.long().view(-1, 1).expand(-1, 3))
@@ -81,7 +85,7 @@ def test_equal_captions_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_blank_captions_and_no_captions_at_all_leave_the_empty_prompt(tmp_path: Path) -> None:
-    build(tmp_path, {"a": " \t", NULL: ""})
+    build(tmp_path, {"a": [" \t"], NULL: []})
     assert torch.equal(*PromptCache(tmp_path).embeddings(["a", NULL])["prompt_embeds"])
     build(tmp_path, {})
     cache = PromptCache(tmp_path)
@@ -98,7 +102,7 @@ def test_unknown_id_is_named(cache: PromptCache) -> None:
 
 def test_file_names_that_are_no_text_are_ids_all_the_same(tmp_path: Path) -> None:
     one, two = os.fsdecode(b"caf\xe9.jpg"), os.fsdecode(b"caf\xea.jpg")
-    build(tmp_path, {one: "caption 4", two: "caption 5"})
+    build(tmp_path, {one: ["caption 4"], two: ["caption 5"]})
     rows = PromptCache(tmp_path).embeddings([two, one])["prompt_embeds"]
     assert rows[:, 0, 0].tolist() == [5, 4]
 
@@ -106,10 +110,11 @@ def test_file_names_that_are_no_text_are_ids_all_the_same(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        ({"a": 3}, "sample 'a' is not text: got int '3'"),
-        ({"a": None}, "sample 'a' is not text: got NoneType"),
-        ({"a": "caption \udce9"}, "sample 'a' is not Unicode text"),
-        ({NULL: "a cube"}, "'a cube' has the empty string as its id"),
+        ({"a": [3]}, "sample 'a' is not text: got int '3'"),
+        ({"a": [None]}, "sample 'a' is not text: got NoneType"),
+        ({"a": ["caption \udce9"]}, "sample 'a' is not Unicode text"),
+        ({NULL: ["a cube"]}, "'a cube' has the empty string as its id"),
+        ({"a": "a cube"}, "sample 'a' has the string 'a cube'. Give a list"),
     ],
 )
 def test_bad_captions_are_refused(captions: Any, message: str) -> None:
@@ -134,14 +139,14 @@ def test_cache_of_others_is_refused_with_both_values(cache: PromptCache, expecte
 def test_fingerprint_follows_ids_and_captions_but_not_their_order() -> None:
     before = PromptSet.of(CAPTIONS).fingerprint
     assert PromptSet.of(dict(reversed(CAPTIONS.items()))).fingerprint == before
-    assert PromptSet.of(CAPTIONS | {"bare": "caption 1"}).fingerprint != before
-    assert PromptSet.of(CAPTIONS | {"new": ""}).fingerprint != before
+    assert PromptSet.of(CAPTIONS | {"bare": ["caption 1"]}).fingerprint != before
+    assert PromptSet.of(CAPTIONS | {"new": []}).fingerprint != before
     swapped = CAPTIONS | {"photo-0": CAPTIONS["photo-1"], "photo-1": CAPTIONS["photo-0"]}
     assert PromptSet.of(swapped).fingerprint != before
 
 
 def test_stored_hashes_are_those_of_earlier_versions() -> None:
-    prompts = PromptSet.of({"a": "a cube", "b": "", "c": "a cube", os.fsdecode(b"caf\xe9"): "x"})
+    prompts = PromptSet.of({"a": ["a cube"], "b": [""], "c": ["a cube"], os.fsdecode(b"caf\xe9"): ["x"]})
     assert prompts.fingerprint == "b91d9c87324ce3ea48f1a703366aad14"
     assert prompts.digests[1].tobytes().hex() == "03afc274f4ad0de43f43d703150bc873"
     assert prompts.ids[0].tobytes().hex() == "27c35e6e9373877f29e562464e46497e"
@@ -160,14 +165,14 @@ def test_only_missing_and_cut_shards_are_encoded_again(tmp_path: Path) -> None:
 def test_another_key_encodes_everything_again_and_removes_what_is_left_over(tmp_path: Path) -> None:
     build(tmp_path)
     assert build(tmp_path, encoders="bbb222").asked == [(0, 3), (3, 3), (6, 2)]
-    assert build(tmp_path, {"a": "caption 1"}, encoders="bbb222").asked == [(0, 2)]
+    assert build(tmp_path, {"a": ["caption 1"]}, encoders="bbb222").asked == [(0, 2)]
     assert [path.name for path in tmp_path.glob("prompts-*")] == ["prompts-00000000.safetensors"]
 
 
 def test_other_captions_in_as_many_shards_are_encoded_where_they_differ(tmp_path: Path) -> None:
-    captions = {str(number): f"caption {number}" for number in range(7)}
+    captions = {str(number): [f"caption {number}"] for number in range(7)}
     build(tmp_path, captions)
-    assert build(tmp_path, captions | {"3": "caption 9"}).asked == [(3, 3)]
+    assert build(tmp_path, captions | {"3": ["caption 9"]}).asked == [(3, 3)]
     rows = PromptCache(tmp_path).embeddings(list(captions))["prompt_embeds"]
     assert rows[:, 0, 0].tolist() == [0, 1, 2, 9, 4, 5, 6]
 
@@ -254,7 +259,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     build(tmp_path)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(DataError, match=f"format 99; this davae reads 1.*{REMEDY}"):
+    with pytest.raises(DataError, match=f"format 99; this davae reads 1 and 2.*{REMEDY}"):
         PromptCache(tmp_path)
 
 
@@ -276,7 +281,7 @@ class Embedded(Dataset):
 
 
 def test_forked_workers_read_beside_a_parent_that_has_the_files_open(cache: PromptCache) -> None:
-    ids, wanted = list(CAPTIONS), [value(caption) for caption in CAPTIONS.values()]
+    ids, wanted = list(CAPTIONS), [value(first_caption(sample)) for sample in CAPTIONS]
     first = cache.embeddings(ids)["prompt_embeds"]
     settings = {"num_workers": 2, "multiprocessing_context": "fork", "collate_fn": lambda batch: batch}
     seen = []
@@ -295,7 +300,7 @@ def test_pickled_for_spawned_workers_without_its_files(cache: PromptCache) -> No
 
 
 def test_a_reader_holds_24_bytes_a_sample(tmp_path: Path) -> None:
-    captions = {f"sample {number}": f"caption {number % 3}" for number in range(5000)}
+    captions = {f"sample {number}": [f"caption {number % 3}"] for number in range(5000)}
     build(tmp_path, captions)
     cache = PromptCache(tmp_path)
     held = {name: thing for name, thing in vars(cache).items() if isinstance(thing, np.ndarray)}

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import subprocess
 import tarfile
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_reads_samples_in_shard_order(shards):
     assert (source.ids, len(source), source.skipped) == (IDS, 8, ())
     numbers = [int(name.rpartition("k")[2]) for name in IDS]
     assert source.labels == [number % 3 for number in numbers]
-    assert source.captions == [f"caption {number}" for number in numbers]
+    assert source.captions == [(f"caption {number}",) for number in numbers]
     assert source.class_names == ("0", "1", "2")
     images = source.images(range(8), 18)
     for image, number in zip(images, numbers, strict=True):
@@ -144,7 +145,7 @@ def test_annotations_in_json(tmp_path):
     ]
     source = ShardSource(write_shard(tmp_path / "s.tar", members), 16)
     assert (source.ids, source.skipped) == (["s/deep/a", "s/b"], ())
-    assert (source.captions, source.labels) == (["an a", "from the text"], [1, 0])
+    assert (source.captions, source.labels) == ([("an a",), ("from the text",)], [1, 0])
 
 
 @pytest.mark.parametrize(
@@ -257,8 +258,124 @@ def test_compressed_shard(tmp_path):
 
 
 def test_fingerprint_follows_the_content(shards):
-    before = ShardSource(shards, 16).fingerprint
-    assert ShardSource(str(shards / "train-*.tar"), 16).fingerprint == before
-    assert ShardSource(str(shards / "train-00000.tar"), 16).fingerprint != before
+    before = ShardSource(shards, 16)
+    assert ShardSource(str(shards / "train-*.tar"), 16).fingerprint == before.fingerprint
+    assert ShardSource(str(shards / "train-00000.tar"), 16).fingerprint != before.fingerprint
     (shards / "classes.json").write_text('["ant", "bee", "cat"]')
-    assert ShardSource(shards, 16).fingerprint != before
+    named = ShardSource(shards, 16)
+    assert named.fingerprint == before.fingerprint
+    assert named.labelled_fingerprint != before.labelled_fingerprint
+
+
+def test_a_shard_that_was_written_again_holds_the_same_images(shards):
+    before = ShardSource(shards, 16)
+    shard = shards / "train-00001.tar"
+    with tarfile.open(shard) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    write_shard(shard, [("filler.cls", "9"), *sorted(members.items())])
+    again = ShardSource(shards, 16)
+    assert again.ids != before.ids
+    assert sorted(again.ids) == sorted(before.ids)
+    assert (again.fingerprint, again.labelled_fingerprint) == (before.fingerprint, before.labelled_fingerprint)
+    write_shard(shard, [*members.items(), ("k9.png", encode(9)), ("k9.cls", "0")])
+    assert ShardSource(shards, 16).fingerprint != before.fingerprint
+
+
+def write_tar(path, *members, **settings):
+    """Write (TarInfo or name, bytes) members."""
+    with tarfile.open(path, "w", **settings) as tar:
+        for member, data in members:
+            header = tarfile.TarInfo(member) if isinstance(member, str) else member
+            header.size = len(data) if header.isreg() else 0
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+def test_links_are_what_they_link_to(tmp_path):
+    shard = write_tar(
+        tmp_path / "s.tar",
+        ("./a/one.png", encode(1)),
+        ("a/one.txt", b"a one"),
+        link("b/hard.png", "a/one.png", tarfile.LNKTYPE),
+        link("b/soft.png", "../a/one.png"),
+        link("b/soft.txt", "../a/one.txt"),
+        link("chain.png", "b/soft.png"),
+        link("early.png", "late.png"),
+        ("late.png", encode(2)),
+        link("dangling.png", "/elsewhere/x.png"),
+        link("circle.png", "elcric.png"),
+        link("elcric.png", "circle.png"),
+    )
+    source = ShardSource(shard, 16)
+    assert source.ids == ["s/a/one", "s/b/hard", "s/b/soft", "s/chain", "s/early", "s/late"]
+    assert source.captions == [("a one",), (), ("a one",), (), (), ()]
+    images = source.images(range(6), 16)
+    assert all(torch.equal(image, images[0]) for image in images[1:4])
+    assert torch.equal(images[4], images[5])
+    assert not torch.equal(images[0], images[4])
+    assert {name: "link" in reason for name, reason in source.skipped} == dict.fromkeys(
+        ["s/circle", "s/dangling", "s/elcric"], True
+    )
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_names_that_are_no_text(tmp_path, form):
+    names = ["x" * 300, "y/" * 90 + "z", "caf\udce9"]
+    members = [(f"{name}.png", encode(seed)) for seed, name in enumerate(names)]
+    source = ShardSource(write_tar(tmp_path / "s.tar", *members, format=form), 16)
+    assert source.ids == [f"s/{name}" for name in names]
+    assert source.images(range(3), 16).shape == (3, 3, 16, 16)
+
+
+def test_images_with_holes_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(0))
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(1 << 20)
+        file.write(encode(1))
+    made = subprocess.run(["tar", "-cSf", "s.tar", "a.png", "b.png"], cwd=tmp_path, check=False)
+    if made.returncode:
+        pytest.skip("there is no GNU tar here")
+    source = ShardSource(tmp_path / "s.tar", 16)
+    assert source.ids == ["s/a"]
+    assert [name for name, reason in source.skipped if "stored with holes" in reason] == ["s/b"]
+
+
+def test_what_is_no_sample_is_passed_over_or_named(tmp_path):
+    folder = tarfile.TarInfo("a.png")
+    folder.type = tarfile.DIRTYPE
+    shard = write_tar(
+        tmp_path / "s.tar",
+        (folder, b""),
+        ("__MACOSX/._b.png", b"resource fork"),
+        ("__MACOSX/b.png", b"resource fork"),
+        (".cache/c.png", encode(1)),
+        ("x/.hidden.png", encode(1)),
+        ("b.png", encode(0)),
+        ("metadata.jsonl", b"{}"),
+        ("inner.tar", b"a tar"),
+    )
+    source = ShardSource(shard, 16)
+    assert source.ids == ["s/b"]
+    reasons = dict(source.skipped)
+    assert reasons.keys() == {"s/inner", "s/metadata"}
+    assert "no image: only .tar" in reasons["s/inner"]
+    assert "KEY.txt, KEY.json), not in metadata.jsonl" in reasons["s/metadata"]
+
+
+def test_one_key_in_two_spellings_is_refused(tmp_path):
+    with pytest.raises(DataError, match="two samples with one key: got a.png"):
+        ShardSource(write_tar(tmp_path / "s.tar", ("./a.png", encode(0)), ("a.png", encode(0))), 16)
+
+
+def test_tars_put_one_after_the_other_are_refused(tmp_path):
+    one, two = (write_tar(tmp_path / name, (f"{name[0]}.png", encode(0))) for name in ("a.tar", "b.tar"))
+    (tmp_path / "both.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(DataError, match=r"more bytes after its end mark.*last whole member is a\.png"):
+        ShardSource(tmp_path / "both.tar", 16)

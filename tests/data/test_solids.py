@@ -84,20 +84,22 @@ def test_classes_are_every_material_on_every_shape_and_balanced() -> None:
 
 def test_a_caption_names_what_the_label_says_and_the_hue() -> None:
     source = SolidsSource(180)
-    for label, caption in zip(source.labels, source.captions, strict=True):
+    for label, (caption,) in zip(source.labels, source.captions, strict=True):
         article, material, hue, shape = caption.split()
         assert (article, f"{material} {shape}") == ("a", source.class_names[label])
         assert hue in HUES
-    assert {caption.split()[2] for caption in source.captions} == set(HUES)
+    assert {caption.split()[2] for (caption,) in source.captions} == set(HUES)
 
 
 def test_the_hue_of_a_caption_is_the_hue_of_the_solid() -> None:
     """The centre of a plain solid is reddest where it says red, and so on."""
     source = SolidsSource(18 * 40)
-    plain = [index for index in range(len(source)) if source.captions[index].startswith("a plain")]
+    plain = [index for index in range(len(source)) if source.captions[index][0].startswith("a plain")]
     colours: dict[str, list[torch.Tensor]] = {}
     for index, image in zip(plain, source.images(plain, 32), strict=True):
-        colours.setdefault(source.captions[index].split()[2], []).append(image[:, 12:20, 12:20].float().mean((1, 2)))
+        colours.setdefault(source.captions[index][0].split()[2], []).append(
+            image[:, 12:20, 12:20].float().mean((1, 2))
+        )
     mean = {hue: torch.stack(values).mean(dim=0) for hue, values in colours.items()}
     for hue, channel in (("red", 0), ("green", 1), ("blue", 2)):
         assert mean[hue].argmax() == channel, mean

@@ -74,8 +74,6 @@ def test_odd_images_are_trained_on_and_bad_ones_are_not(outcome: tuple[Path, str
     manifest = LatentCache(outcome[0] / "latents").manifest
     assert len(manifest.ids) == 42 - 8  # 40, grey and palette, without 8 for testing
     assert not set(manifest.ids) & set(BAD)
-    assert manifest.class_names == CLASSES
-    assert [name.split("/")[0] for name in manifest.ids] == [CLASSES[label] for label in manifest.labels]
     assert dict(manifest.skipped).keys() == BAD.keys()
 
 

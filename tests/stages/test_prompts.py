@@ -50,7 +50,7 @@ def test_images_without_any_caption_are_refused(photos: Path, pair: Path, tmp_pa
         (photos / "0.txt").write_text(text)
     run = opened(photos, pair, tmp_path)
     with pytest.raises(
-        DataError, match=r"prompt cache of data: got 3 images, none with a caption .*\.png.*NAME\.txt"
+        DataError, match=r"train on prompts: got 3 images of data, none with a caption .*\.png.*NAME\.txt"
     ):
         prompts.STAGE.run(run)
     assert not (run.folder.prompts()).exists()
@@ -58,7 +58,7 @@ def test_images_without_any_caption_are_refused(photos: Path, pair: Path, tmp_pa
 
 def test_the_second_set_of_images_is_named(photos: Path, pair: Path, tmp_path: Path) -> None:
     extra = f"realism: {{steps: 1, batch_size: 2, data: {{path: {photos}, test_count: 1, workers: 0}}}}\n"
-    with pytest.raises(DataError, match=r"prompt cache of realism\.data: got 3 images"):
+    with pytest.raises(DataError, match=r"train on prompts: got 3 images of realism\.data"):
         prompts.REALISM.run(opened(photos, pair, tmp_path, extra))
 
 

@@ -17,6 +17,7 @@ import davae
 from davae.cli import main
 from davae.data.latent_cache import LatentCache
 from davae.data.prompt_cache import PromptCache
+from davae.data.solids import SolidsSource
 from davae.recipe import SampleConfig, dump_recipe, parse_recipe
 from davae.run import pipelines
 from davae.run.run import Run
@@ -157,7 +158,8 @@ def test_latents_and_prompts_are_of_the_same_samples(finished: Path) -> None:
     prompts = PromptCache(finished / "text" / "prompts")
     embedded = prompts.embeddings(manifest["ids"])
     assert embedded["prompt_embeds"].shape == (24, 2 * MAX_LENGTH, 24)
-    again = [manifest["captions"].index(caption) for caption in manifest["captions"]]
+    captions = [SolidsSource(24, 7).captions[int(name.rpartition("-")[2])] for name in manifest["ids"]]
+    again = [captions.index(caption) for caption in captions]
     for name in ("prompt_embeds", "pooled_prompt_embeds"):
         assert torch.equal(embedded[name], embedded[name][again])  # one caption, one embedding
 
@@ -346,7 +348,7 @@ def test_large_images_are_decoded_in_smaller_parts(recipe: Path, finished: Path)
 def test_mirrored_latents_must_be_in_the_cache(finished: Path) -> None:
     cache = LatentCache(finished / "text" / "latents")
     cache.manifest = replace(cache.manifest, flips=False)
-    labels = Labels(cache.manifest.labels, 0, 0.0, 0)
+    labels = Labels([0] * 24, 0, 0.0, 0)
     assert len(LatentSet(cache, labels, 0, False, 4)) == 24
     with pytest.raises(ValueError, match="Set flips to false"):
         LatentSet(cache, labels, 0, True, 4)

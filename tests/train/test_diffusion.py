@@ -72,16 +72,15 @@ def cache(folder: Path, count: int = 10, flips: bool = True) -> LatentCache:
         dtype="float32",
         shift=(0.5,) * 8,
         scale=(2.0,) * 8,
-        class_names=tuple("abc"),
         ids=tuple(map(str, range(count))),
-        labels=tuple(index % 3 for index in range(count)),
-        captions=("",) * count,
     )
     return LatentCache(write_cache(folder, manifest, [(0, count, lambda: moments)]))
 
 
 def samples(latents: LatentCache, flips: bool = False, dropout: float = 0.0, batch_size: int = 4) -> LatentSet:
-    return LatentSet(latents, Labels(latents.manifest.labels, 18, dropout, 0), 0, flips, batch_size)
+    return LatentSet(
+        latents, Labels([index % 3 for index in range(len(latents))], 18, dropout, 0), 0, flips, batch_size
+    )
 
 
 def fit(task: DiffusionTask, latents: LatentCache, steps: int = 4, **parts: Any) -> None:

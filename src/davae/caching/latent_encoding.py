@@ -125,7 +125,7 @@ class _Order:
 
     def images(self, source: ImageSource) -> Subset:
         """The images in this order."""
-        return Subset(source, [index for group in self.members for index in group], "by bucket")
+        return Subset(source, [index for group in self.members for index in group])
 
 
 def _manifest(
@@ -143,10 +143,7 @@ def _manifest(
         shift=scaling.shift,
         scale=scaling.scale,
         patch=scaling.patch,
-        class_names=tuple(source.class_names),
         ids=tuple(ordered.ids),
-        labels=tuple(ordered.labels),
-        captions=tuple(ordered.captions),
         skipped=(*source.skipped, *order.too_small),
         buckets=tuple((*bucket, len(group)) for bucket, group in zip(order.sizes, order.members, strict=True)),
     )

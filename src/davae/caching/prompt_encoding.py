@@ -64,7 +64,7 @@ def text_encoders_hash(pair: Pair) -> str:
 
 def encode_prompts(
     pipe: Any,
-    captions: Mapping[str, str],
+    captions: Mapping[str, Sequence[str]],
     folder: Path,
     config: PromptsConfig,
     device: torch.device,
@@ -78,7 +78,7 @@ def encode_prompts(
 
     Args:
         pipe: with its text parts and at least the shape of its transformer, see `load_text_parts`.
-        captions: a caption for every sample id; blank ones are encoded as the empty prompt, which is always there.
+        captions: of every sample id; one without any is encoded as the empty prompt, which is always there.
         folder: of the cache.
         config: how to encode and store. With SD3.5 and 256 tokens in 16 bit a prompt takes 2.7 MB.
         device: where the text encoders compute; they go back to where they were.
@@ -95,7 +95,7 @@ def encode_prompts(
     backbone, prompts = _encoding_backbone(pipe.transformer), PromptSet.of(captions)
     texts = prompts.prompts
     if prompts.num_empty and part.is_main:
-        observer.say(f"{prompts.num_empty} of {len(captions)} captions are empty: encoded as the empty prompt.")
+        observer.say(f"{prompts.num_empty} of {len(captions)} images have no caption: encoded as the empty prompt.")
 
     encode = partial(_encoded, backbone, pipe, max_length=config.max_length, dtype=DTYPES[config.dtype])
     components = [getattr(pipe, name) for name in backbone.text_parts]
@@ -176,7 +176,7 @@ def _say_what_is_cut(
     backbone: Backbone,
     pipe: Any,
     prompts: PromptSet,
-    captions: Mapping[str, str],
+    captions: Mapping[str, Sequence[str]],
     max_length: int,
     observer: Observer,
 ) -> None:
@@ -196,7 +196,7 @@ def _say_what_is_cut(
     if not overlong.any():
         return
     affected = {text for text, is_long in zip(texts, overlong, strict=True) if is_long}
-    samples = islice(((name, text) for name, text in captions.items() if text in affected), _NAMED)
+    samples = islice(((name, text) for name, texts in captions.items() for text in texts if text in affected), _NAMED)
     where = ", ".join(
         f"{sum(flags)} at {limit} tokens ({name})" for (name, limit), flags in cut.items() if any(flags)
     )

@@ -96,7 +96,17 @@ def write_json(path: Path, value: object, indent: int | None = None, sort_keys: 
 
 def text_hash(text: str) -> str:
     """Hex hash of a text; bytes of file names that are no text count as they are."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=DIGEST_SIZE).hexdigest()
+    return text_digest(text).hex()
+
+
+def text_digest(text: str) -> bytes:
+    """The bytes of `text_hash`."""
+    return bytes_digest(text.encode(errors="surrogatepass"))
+
+
+def bytes_digest(data: bytes) -> bytes:
+    """Hash of bytes in memory, that of `file_hash` for the same bytes."""
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
 def file_hash(path: Path) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from davae.core.files import replacing, write_json
 from davae.data.errors import DataError
+from davae.data.fingerprints import are_of_other_kinds
 from davae.data.leftovers import remove_leftovers
 
 _MANIFEST = "manifest.json"
@@ -210,7 +211,7 @@ class CacheKind:
             DataError: one differs.
         """
         for name, value in expected.items():
-            if key[name] != value:
+            if key[name] != value and not are_of_other_kinds(key[name], value):
                 raise DataError(
                     f"The {self.name} cache in {folder} does not fit: {name} of the cache {key[name]}, "
                     f"of the recipe {value}. Rebuild it with '{self.command}'."

@@ -14,7 +14,8 @@ from typing import Literal, get_args
 
 from davae.data.annotations import captions_of, parse_captions, parse_label, read_text
 from davae.data.errors import DataError
-from davae.data.image_source import FileSource, Record
+from davae.data.image_source import FileSource
+from davae.data.records import Record
 
 CaptionsFrom = Literal["auto", "none"]
 

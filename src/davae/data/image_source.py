@@ -5,25 +5,30 @@ checks them, counts out the unusable ones and decodes them. Finding the records 
 `folder` and `shards`.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from davae.core.files import bytes_digest
+from davae.data import fingerprints
 from davae.data.buckets import Size
-from davae.data.check_index import CheckIndex, Finding, key_of
+from davae.data.check_index import CheckIndex, Findings, as_keys, key_of
+from davae.data.columns import Numbers, Sizes, view
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
 from davae.data.errors import DataError
+from davae.data.records import UNLABELLED, Record, Records
 
 _THREADS = min(8, os.cpu_count() or 1)
 _RECORDS_PER_JOB = 64  # one future per image would cost a gigabyte on ImageNet
 _SERIAL_IMAGES = 4  # up to here, starting threads costs more than it brings
+_FEW_CLASSES = 100_000  # as many names may be made of numbers, whatever the number of images
 
 
 class ImageSource(Protocol):
@@ -38,8 +43,8 @@ class ImageSource(Protocol):
         """Class indices, all 0 when the set has no classes."""
 
     @property
-    def captions(self) -> Sequence[str]:
-        """ "" where there is none."""
+    def captions(self) -> Sequence[tuple[str, ...]]:
+        """One or several sentences an image; () where there is none."""
 
     @property
     def sizes(self) -> Sequence[Size] | None:
@@ -54,8 +59,16 @@ class ImageSource(Protocol):
         """(name, reason) of images that are not part of the set because they cannot be used."""
 
     @property
+    def identities(self) -> NDArray[np.uint8]:
+        """Hash of each image, of its id and contents, [N, 16]."""
+
+    @property
     def fingerprint(self) -> str:
-        """Hex hash of what the set holds; enters the keys of caches."""
+        """Of the images, see `fingerprints`; what is made of images alone depends on it."""
+
+    @property
+    def labelled_fingerprint(self) -> str:
+        """Of the images and their labels."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -64,46 +77,21 @@ class ImageSource(Protocol):
         """Return the images, uint8 [N, 3, height, width] in [0, 255]; an int is the side of squares."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One candidate image: `size` bytes of `file` from `offset`, and what is known about it.
-
-    Attributes:
-        stamp: Changes when the bytes may have changed (modification time of the file, in nanoseconds).
-        label: None when the set does not give one.
-        captions: One or several sentences; () when the set has none.
-    """
-
-    id: str
-    file: str
-    offset: int
-    size: int
-    stamp: int
-    label: int | None = None
-    captions: tuple[str, ...] = ()
-
-    def read(self) -> bytes:
-        """Return the bytes. Opens the file anew, so threads, forks and pickles share nothing."""
-        with Path(self.file).open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
 class FileSource:
     """An `ImageSource` over records. Every record is checked at construction, and not again while it is the same."""
 
     ids: Sequence[str]
     labels: Sequence[int]
-    captions: Sequence[str]
+    captions: Sequence[tuple[str, ...]]
     sizes: Sequence[Size]
+    identities: NDArray[np.uint8]
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    fingerprint: str
 
     def __init__(
         self,
         where: str,
-        records: Iterable[Record],
+        records: Iterable[Record] | Records,
         *,
         min_side: int,
         class_names: tuple[str, ...] = (),
@@ -125,33 +113,43 @@ class FileSource:
         """
         if min_side < 1:
             raise DataError(f"cannot open {where}: got min_side {min_side}; allowed are 1 and more; correct it")
-        candidates = tuple(records)
+        candidates = records if isinstance(records, Records) else Records.of(records)
         self.class_names = _class_names(where, candidates, class_names)
-        sizes, reasons = _check_all(where, candidates, min_side)
-        self._records = tuple(record for record in candidates if record.id not in reasons)
-        refused = [*unusable, *reasons.items()]
+        found = _check_all(where, candidates, min_side)
+        refused = [*unusable, *((candidates.ids[position], reason) for position, reason in found.reasons.items())]
         self._unusable = [name for name, _ in refused]
         self.skipped = tuple(sorted([*refused, *excluded]))
-        if not self._records:
+        self._candidates, self._usable = candidates, found.usable
+        if not len(self):
             examples = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             raise DataError(
                 f"no usable image in {where}: got {len(self.skipped)} unusable ones ({examples}); allowed are "
                 f"readable images with a shorter side of at least {min_side} pixels; replace them or ask "
                 "for smaller images"
             )
-        self.ids = [record.id for record in self._records]
-        self.labels = [record.label or 0 for record in self._records]
-        self.captions = [record.captions[0] if record.captions else "" for record in self._records]
-        self.sizes = [sizes[record.id] for record in self._records]
-        self.fingerprint = _fingerprint(self._records, self.class_names)
+        self.ids = view(candidates.ids, self._usable)
+        self.labels = Numbers(np.maximum(candidates.labels[self._usable], 0))
+        self.captions = view(candidates.captions, self._usable)
+        self.sizes = Sizes(found.sizes[self._usable])
+        self.identities = fingerprints.identities(self.ids, found.contents[self._usable])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._usable)
 
     @property
     def candidates(self) -> list[str]:
         """Ids of all images of the set, usable or not: the same whatever the shortest side is."""
         return [*self.ids, *self._unusable]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `ImageSource`."""
+        return fingerprints.of_images(self.identities)
+
+    @cached_property
+    def labelled_fingerprint(self) -> str:
+        """See `ImageSource`."""
+        return fingerprints.of_labelled_images(self.identities, self.labels, self.class_names)
 
     def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """Decode, shrink and centre-crop images.
@@ -166,7 +164,7 @@ class FileSource:
         Raises:
             DataError: An image would have to be enlarged, or its file changed since the set was opened.
         """
-        records = [self._records[index] for index in indices]
+        records = [self._candidates[self._usable[index]] for index in indices]
         height, width = (size, size) if isinstance(size, int) else size
         images = torch.empty(len(records), 3, height, width, dtype=torch.uint8)
 
@@ -194,58 +192,60 @@ def _load(record: Record, size: int | Size) -> Tensor:
         raise DataError(f"image {record.id}: {error}") from error
 
 
-def _check_all(where: str, records: Sequence[Record], min_side: int) -> tuple[dict[str, Size], dict[str, str]]:
-    """Sizes of the usable images and reasons against the others, both by id."""
+def _check_all(where: str, records: Records, min_side: int) -> Findings:
+    """Sizes and contents of the usable images and reasons against the others."""
     index = CheckIndex(where)
-    keys = [key_of(record.id, record.offset, record.size, record.stamp) for record in records]
+    known_by = zip(
+        records.ids, records.offsets.tolist(), records.sizes.tolist(), records.stamps.tolist(), strict=True
+    )
+    keys = as_keys(b"".join(key_of(*parts) for parts in known_by))
     found = index.find(keys, min_side)
-    unknown = [position for position, finding in enumerate(found) if finding is None]
-    new: dict[bytes, Finding] = {}
+    unknown, unread = found.unknown, dict[int, str]()
 
     def check(start: int) -> None:
         for position in unknown[start : start + _RECORDS_PER_JOB]:
             record = records[position]
             try:
-                found[position] = new[keys[position]] = check_image(record.read(), record.id, min_side)
+                data = record.read()
+                found.sizes[position] = check_image(data, record.id, min_side)
+                found.contents[position] = np.frombuffer(bytes_digest(data), np.uint8)
             except UnusableImage as error:
-                found[position] = new[keys[position]] = error.reason
+                found.reasons[position] = error.reason
             except OSError as error:
-                found[position] = f"unreadable: {error.strerror}"  # a matter of the disk, which may be well next time
+                unread[position] = f"unreadable: {error.strerror}"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(check, range(0, len(unknown), _RECORDS_PER_JOB)))  # list() raises what a thread raised
-    if new:
-        index.keep(keys, new, min_side)
-    pairs = list(zip(records, found, strict=True))
-    sizes = {record.id: finding for record, finding in pairs if isinstance(finding, tuple)}
-    return sizes, {record.id: finding for record, finding in pairs if isinstance(finding, str)}
+    if len(unread) < len(unknown):
+        index.keep(keys, found, min_side)
+    found.reasons.update(unread)  # not kept: a matter of the disk, which may be well next time
+    return found
 
 
-def _class_names(where: str, records: Sequence[Record], names: tuple[str, ...]) -> tuple[str, ...]:
-    labels = [record.label for record in records if record.label is not None]
-    if not labels:
+def _class_names(where: str, records: Records, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the classes, of those without a name their numbers; () where there are no labels."""
+    has_none = records.labels == UNLABELLED
+    if has_none.all():
         return ()
-    if len(labels) < len(records):
-        missing = next(record.id for record in records if record.label is None)
+    if has_none.any():
         raise DataError(
-            f"labels of {where} are incomplete: got {len(labels)} for {len(records)} images, none for {missing}; "
-            "allowed is a label for every image or for none; add or remove labels"
+            f"labels of {where} are incomplete: got {(~has_none).sum()} for {len(records)} images, none for "
+            f"{records.ids[int(has_none.argmax())]}; allowed is a label for every image or for none; add or remove "
+            "labels"
         )
+    position = int(records.labels.argmax())
+    largest, image = int(records.labels[position]), records.ids[position]
     if not names:
-        return tuple(str(label) for label in range(max(labels) + 1))
-    if max(labels) >= len(names):
-        worst = next(record.id for record in records if record.label == max(labels))
+        if largest >= max(_FEW_CLASSES, 10 * len(records)):
+            raise DataError(
+                f"label of {image} in {where} is no class: got {largest} in a set of {len(records)} images; allowed "
+                f"are labels below {max(_FEW_CLASSES, 10 * len(records))}, counted from 0; correct the label or "
+                "number the classes"
+            )
+        return tuple(str(label) for label in range(largest + 1))
+    if largest >= len(names):
         raise DataError(
-            f"label of {worst} in {where} has no class: got {max(labels)}; allowed are 0 to {len(names) - 1}, as "
+            f"label of {image} in {where} has no class: got {largest}; allowed are 0 to {len(names) - 1}, as "
             f"{len(names)} classes are named; correct the label or the class names"
         )
     return names
-
-
-def _fingerprint(records: Iterable[Record], class_names: tuple[str, ...]) -> str:
-    # Paths stay out: a set that was moved is the same set.
-    digest = hashlib.sha256(repr(class_names).encode())
-    for record in records:
-        held = (record.id, record.offset, record.size, record.stamp, record.label, record.captions)
-        digest.update(repr(held).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

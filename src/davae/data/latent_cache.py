@@ -16,16 +16,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from davae.core.files import text_hash
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard
 from davae.data.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OF_THE_SET = ("labels", "captions", "class_names")
+"""What earlier formats also held: the set itself says it, and may have been corrected since."""
 _KIND = CacheKind(
     name="latent",
     command="davae cache RECIPE",
-    formats=(1, FORMAT_VERSION),  # 1 knows neither buckets nor statistics of phases
+    formats=(1, 2, FORMAT_VERSION),  # 1 knows neither buckets nor statistics of phases; both have captions and labels
     other_format="Re-run 'davae cache RECIPE'.",
 )
 
@@ -43,11 +46,8 @@ class CacheManifest:
         dtype: of the stored moments.
         shift: with `scale` and `patch`, the fields of `scaling`.
         scale: see `shift`.
-        class_names: names of the labels; empty without classes.
         shards: file name and number of samples of each shard, in order.
         ids: sample ids in storage order.
-        labels: a label a sample.
-        captions: a caption a sample.
         skipped: (name, reason) of images that could not be used.
         precision: in which the autoencoder encoded.
         patch: see `shift`.
@@ -63,11 +63,8 @@ class CacheManifest:
     dtype: str
     shift: tuple[float, ...]
     scale: tuple[float, ...]
-    class_names: tuple[str, ...] = ()
     shards: tuple[tuple[str, int], ...] = ()
     ids: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    captions: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = field(default=())
     precision: str = "fp32"
     patch: int = 1
@@ -121,9 +118,13 @@ def write_cache(
             function is called only where the shard is missing.
         part: the shards that this process writes.
     """
-    key = manifest.key
-    keyed = (Shard(first, count, key, moments) for first, count, moments in shards)
+    keyed = (Shard(first, count, _shard_key(manifest, first, count), moments) for first, count, moments in shards)
     return _KIND.write(folder, manifest, keyed, part)
+
+
+def _shard_key(manifest: CacheManifest, first: int, count: int) -> dict[str, object]:
+    """Names the samples too: the same images may come in another order when an interrupted run goes on."""
+    return {**manifest.key, "ids": text_hash("\n".join(manifest.ids[first : first + count]))}
 
 
 class LatentCache:
@@ -241,7 +242,9 @@ def is_complete(folder: Path) -> bool:
 
 def _manifest(stored: dict[str, Any]) -> CacheManifest:
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in stored.items()
+        if key not in _OF_THE_SET
     }
     values["layout"] = LatentLayout(**stored["layout"])
     values["buckets"] = tuple((height, width, count) for height, width, count in stored.get("buckets", ()))

@@ -1,13 +1,14 @@
 """The prompt cache: what the text encoders said of every caption, in safetensors shards, found by sample id.
 
 Equal captions share one row, and row 0 is the empty prompt, whose id is `NULL`. Ids are kept as hashes in one sorted
-array (24 bytes a sample), so that a million captions cost a reader, and each of its workers, next to nothing.
+array (24 bytes a sample with one caption), so that a million captions cost a reader, and each of its workers, next to
+nothing.
 """
 
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from davae.core.files import DIGEST_SIZE, text_hash
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard, shard_ranges
 from davae.data.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_ONE_CAPTION = 1  # the format of a cache in which no sample has several: what earlier versions wrote and read
 NULL = ""
 """Id of the empty prompt, which stands for "no caption"."""
 REBUILD = "Rebuild it with 'davae prompts RECIPE'."
-_KIND = CacheKind(name="prompt", command="davae prompts RECIPE", formats=(FORMAT_VERSION,), other_format=REBUILD)
+_KIND = CacheKind(
+    name="prompt", command="davae prompts RECIPE", formats=(_ONE_CAPTION, FORMAT_VERSION), other_format=REBUILD
+)
 _INDEX = "ids.safetensors"
 
 
@@ -39,43 +43,59 @@ class PromptSet:
         prompts: every prompt once; the empty one is the first.
         digests: hash of each prompt, uint8 [P, 16].
         ids: sorted hashes of the sample ids and of `NULL`, uint8 [N + 1, 16].
-        rows: for each of `ids`, its position in `prompts`, int64 [N + 1].
-        num_empty: samples with an empty caption.
+        rows: positions in `prompts` of the captions of the first of `ids`, then of the second and so on, int64.
+        counts: captions of each of `ids`, 1 or more, int64 [N + 1].
+        num_empty: samples without a caption.
     """
 
     prompts: Sequence[str]
     digests: NDArray[np.uint8]
     ids: NDArray[np.uint8]
     rows: NDArray[np.int64]
+    counts: NDArray[np.int64]
     num_empty: int
 
     @classmethod
-    def of(cls, captions: Mapping[str, str]) -> "PromptSet":
+    def of(cls, captions: Mapping[str, Sequence[str]]) -> "PromptSet":
         """Sort captions out.
 
         Args:
-            captions: a caption for every sample id. Blank ones become the empty prompt, the others stay as they are.
+            captions: of every sample id. Blank ones count as none; a sample without one gets the empty prompt.
 
         Raises:
             DataError: a caption is not text, or a sample has the id of the empty prompt.
         """
-        texts = {sample: _text(sample, caption) for sample, caption in captions.items()}
-        if texts.pop(NULL, NULL) != NULL:
+        texts = {sample: _texts(sample, several) for sample, several in captions.items()}
+        if texts.pop(NULL, (NULL,)) != (NULL,):
             raise DataError(
-                f"Cannot encode captions: a sample with the caption {captions[NULL][:40]!r} has the empty string as "
-                f"its id, which stands for the empty prompt. Name the sample."
+                f"Cannot encode captions: a sample with the caption {captions[NULL][0][:40]!r} has the empty string "
+                f"as its id, which stands for the empty prompt. Name the sample."
             )
         found = {NULL: 0}
-        rows = [found.setdefault(text, len(found)) for text in texts.values()]
+        rows = [[0], *([found.setdefault(text, len(found)) for text in several] for several in texts.values())]
         ids, prompts = _digests((NULL, *texts)), list(found)
         order = np.argsort(_sortable(ids))
-        return cls(prompts, _digests(prompts), ids[order], np.array([0, *rows], np.int64)[order], rows.count(0))
+        return cls(
+            prompts=prompts,
+            digests=_digests(prompts),
+            ids=ids[order],
+            rows=np.array([row for place in order.tolist() for row in rows[place]], np.int64),
+            counts=np.array([len(rows[place]) for place in order.tolist()], np.int64),
+            num_empty=sum(several == [0] for several in rows[1:]),
+        )
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a sample has more than one caption."""
+        return len(self.rows) > len(self.ids)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the ids and their captions, in any order."""
+        """Hash of the ids and their captions, in any order of the ids."""
         digest = hashlib.blake2b(self.ids.tobytes(), digest_size=DIGEST_SIZE)
         digest.update(self.digests[self.rows].tobytes())
+        if self.has_several:
+            digest.update(self.counts.tobytes())
         return digest.hexdigest()
 
 
@@ -98,7 +118,7 @@ class PromptManifest:
     source: str
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     shards: tuple[tuple[str, int], ...] = ()
-    format_version: int = FORMAT_VERSION
+    format_version: int = _ONE_CAPTION
 
     @property
     def key(self) -> dict[str, object]:
@@ -120,13 +140,16 @@ def write_prompts(
 
     Args:
         folder: of the cache.
-        manifest: without `shards`, which this function fills in.
+        manifest: without `shards` and `format_version`, which this function fills in.
         prompts: what is to be encoded.
         shard_size: prompts in a shard at most.
         encode: called only where a shard is missing.
         part: the shards that this process writes.
     """
     index = {"ids": torch.from_numpy(prompts.ids), "rows": torch.from_numpy(prompts.rows)}
+    if prompts.has_several:
+        index["counts"] = torch.from_numpy(prompts.counts)
+        manifest = replace(manifest, format_version=FORMAT_VERSION)
     return _KIND.write(folder, manifest, _shards(manifest, prompts, shard_size, encode), part, {_INDEX: index})
 
 
@@ -162,11 +185,17 @@ class PromptCache:
             self._starts.append(self._starts[-1] + count)
         index = _read_index(folder / _INDEX)
         self._ids, self._rows = _sortable(index["ids"].numpy()), index["rows"].numpy()
+        self._ends = index["counts"].numpy().cumsum() if "counts" in index else None
         self._mapped: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of samples, the empty prompt not counted."""
         return len(self._ids) - 1
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a sample has more than one caption."""
+        return self._ends is not None
 
     @property
     def num_prompts(self) -> int:
@@ -195,16 +224,22 @@ class PromptCache:
         """
         self._places_of(ids)
 
-    def embeddings(self, ids: Sequence[str]) -> dict[str, Tensor]:
-        """What the text encoders said of the captions of samples: [len(ids), ...] in the stored dtypes.
+    def embeddings(self, ids: Sequence[str], choice: Tensor | None = None) -> dict[str, Tensor]:
+        """What the text encoders said of a caption of each sample: [len(ids), ...] in the stored dtypes.
 
         Args:
             ids: of samples; `NULL` is the empty prompt.
+            choice: which of its captions, in [0, 1) from the first to the last, [len(ids)]; None takes the first.
 
         Raises:
             DataError: the cache lacks one.
         """
-        rows = self._rows[self._places_of(ids)].tolist()
+        places = self._places_of(ids)
+        if self._ends is not None:
+            starts = np.where(places > 0, self._ends[places - 1], 0)
+            drawn = 0 if choice is None else (choice.numpy() * (self._ends[places] - starts)).astype(np.int64)
+            places = starts + drawn
+        rows = self._rows[places].tolist()
         read = {row: self._read(row) for row in set(rows)}
         return {name: torch.stack([read[row][name] for row in rows]) for name in self.manifest.tensors}
 
@@ -245,8 +280,16 @@ def is_complete(folder: Path) -> bool:
     return True
 
 
-def _text(sample: str, caption: object) -> str:
-    """A caption, blank ones as the empty prompt."""
+def _texts(sample: str, captions: Sequence[str]) -> tuple[str, ...]:
+    """The captions of a sample; the empty prompt where there is none."""
+    if isinstance(captions, str):
+        raise DataError(f"Cannot encode captions: sample {sample!r} has the string {captions[:40]!r}. Give a list.")
+    texts = tuple(text for text in captions if _is_given(sample, text))
+    return texts or (NULL,)
+
+
+def _is_given(sample: str, caption: object) -> bool:
+    """Whether a caption says anything."""
     if not isinstance(caption, str):
         raise DataError(
             f"The caption of sample {sample!r} is not text: got {type(caption).__name__} {str(caption)[:40]!r}. "
@@ -258,7 +301,7 @@ def _text(sample: str, caption: object) -> str:
         raise DataError(
             f"The caption of sample {sample!r} is not Unicode text: {error}. Correct the file."
         ) from error
-    return caption if caption.strip() else NULL
+    return bool(caption.strip())
 
 
 def _digests(texts: Iterable[str]) -> NDArray[np.uint8]:

@@ -10,9 +10,12 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from davae.core.files import DIGEST_SIZE, text_digest
 from davae.core.randomness import generator
 from davae.data.buckets import Size
 
@@ -40,15 +43,21 @@ class SolidsSource:
         self.labels = [index % len(self.class_names) for index in range(count)]
         self.sizes: Sequence[Size] | None = None
         self.skipped: tuple[tuple[str, str], ...] = ()
-        self.fingerprint = f"solids-1-{seed}-{count}"
+        self.fingerprint = self.labelled_fingerprint = f"solids-1-{seed}-{count}"
 
     def __len__(self) -> int:
         return self.count
 
     @cached_property
-    def captions(self) -> list[str]:
+    def captions(self) -> list[tuple[str, ...]]:
         """A sentence for every scene, for example "a striped red box"."""
-        return [self._caption(index) for index in range(self.count)]
+        return [(self._caption(index),) for index in range(self.count)]
+
+    @cached_property
+    def identities(self) -> NDArray[np.uint8]:
+        """See `ImageSource`."""
+        joined = b"".join(text_digest(f"solids-1 {name}") for name in self.ids)
+        return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_SIZE)
 
     def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """Render the scenes `indices`: uint8 [N, 3, size, size], or the centre (height, width) of a larger square."""

@@ -2,15 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import nsmallest
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from davae.core.files import DIGEST_SIZE, text_hash
+from davae.core.files import DIGEST_SIZE, text_digest
 from davae.core.randomness import permutation
+from davae.data import fingerprints
 from davae.data.buckets import Size
+from davae.data.columns import array_of, view
 from davae.data.errors import DataError
 from davae.data.folder import FolderSource
 from davae.data.image_source import FileSource, ImageSource
@@ -64,36 +69,59 @@ class HoldOut:
     def choose(self, candidates: Collection[str]) -> set[str]:
         """The ids among `candidates` that are held out by their hashes."""
         if self.share is not None:
-            return {name for name in candidates if int(_hash(name), 16) / 256**DIGEST_SIZE < self.share}
+            return {name for name in candidates if int.from_bytes(_hash(name), "big") / 256**DIGEST_SIZE < self.share}
         return set(nsmallest(self.count, candidates, key=_hash))
 
 
 class Subset:
-    """Some images of a source, as a source."""
+    """Some images of a source, as a source that holds no copy of what is known about them.
 
-    def __init__(self, source: ImageSource, indices: Sequence[int], name: str) -> None:
-        self.source, self.indices = source, list(indices)
-        self.ids = [source.ids[index] for index in self.indices]
-        self.labels = [source.labels[index] for index in self.indices]
-        self.captions = [source.captions[index] for index in self.indices]
-        self.sizes = None if source.sizes is None else [source.sizes[index] for index in self.indices]
+    Args:
+        source: of all.
+        indices: of those that are in it, in its order.
+    """
+
+    def __init__(self, source: ImageSource, indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        self.ids = view(source.ids, self.indices)
+        self.labels = view(source.labels, self.indices)
+        self.sizes = None if source.sizes is None else view(source.sizes, self.indices)
         self.class_names = source.class_names
         self.skipped = source.skipped
-        self.fingerprint = f"{source.fingerprint}-{name}-{len(self.indices)}"
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def captions(self) -> Sequence[tuple[str, ...]]:
+        """See `ImageSource`."""
+        return view(self.source.captions, self.indices)
+
+    @property
+    def identities(self) -> NDArray[np.uint8]:
+        """See `ImageSource`."""
+        return self.source.identities[self.indices]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `ImageSource`."""
+        return fingerprints.of_images(self.identities)
+
+    @cached_property
+    def labelled_fingerprint(self) -> str:
+        """See `ImageSource`."""
+        return fingerprints.of_labelled_images(self.identities, self.labels, self.class_names)
+
     def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
         """See `ImageSource`."""
-        return self.source.images([self.indices[index] for index in indices], size)
+        return self.source.images(self.indices[list(indices)].tolist(), size)
 
 
-def first(source: ImageSource, count: int, name: str = "test") -> ImageSource:
+def first(source: ImageSource, count: int) -> ImageSource:
     """At most `count` images, spread evenly over the set."""
     if count >= len(source):
         return source
-    return Subset(source, [index * len(source) // count for index in range(count)], name)
+    return Subset(source, np.arange(count) * len(source) // count)
 
 
 def filling(source: ImageSource, size: int | Size) -> ImageSource:
@@ -101,14 +129,14 @@ def filling(source: ImageSource, size: int | Size) -> ImageSource:
     if source.sizes is None:
         return source
     tall, wide = (size, size) if isinstance(size, int) else size
-    indices = [index for index, (height, width) in enumerate(source.sizes) if height >= tall and width >= wide]
-    if not indices:
+    indices = np.flatnonzero((array_of(source.sizes) >= (tall, wide)).all(1))
+    if not len(indices):
         raise DataError(
             f"No image fills {wide}x{tall} pixels: got {len(source)} images, for example {source.ids[0]} of "
             f"{source.sizes[0][1]}x{source.sizes[0][0]}; allowed are images of at least this size. Lower image_size "
             f"or take larger images."
         )
-    return source if len(indices) == len(source) else Subset(source, indices, f"{wide}x{tall}")
+    return source if len(indices) == len(source) else Subset(source, indices)
 
 
 def hold_out(source: FileSource, choice: HoldOut) -> tuple[ImageSource, ImageSource]:
@@ -123,27 +151,27 @@ def hold_out(source: FileSource, choice: HoldOut) -> tuple[ImageSource, ImageSou
     if choice.share is None and choice.count >= len(candidates):
         raise _too_many(choice.count, len(candidates))
     chosen = choice.choose(candidates)
-    train = [index for index, name in enumerate(source.ids) if name not in chosen]
-    test = [index for index, name in enumerate(source.ids) if name in chosen]
+    is_held_out = np.fromiter((name in chosen for name in source.ids), np.bool_, len(source))
+    train, test = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     setting = "data.test_count" if choice.share is None else "data.test_share"
     if not chosen:
         raise DataError(
             f"No image is held out: the smallest of {len(candidates)} hashes is not below {setting} {choice.share}. "
             f"Raise it, set data.test_count instead, or add images."
         )
-    if not test:
+    if not len(test):
         examples = "; ".join([f"{name}: {reason}" for name, reason in source.skipped if name in chosen][:3])
         raise DataError(
             f"No test image: none of the {len(chosen)} images held out of {len(candidates)} can be used; got "
             f"{examples}; allowed is one usable image or more. Raise {setting}, ask for smaller images, or replace "
             f"these."
         )
-    if not train:
+    if not len(train):
         raise DataError(
             f"No training image: all {len(test)} usable images of {len(candidates)} are held out. Lower {setting}, "
             f"ask for smaller images, or add images."
         )
-    return Subset(source, train, "train-by-id"), Subset(source, test, "test-by-id")
+    return Subset(source, train), Subset(source, test)
 
 
 def open_train_test(
@@ -188,12 +216,12 @@ def open_train_test(
 def _hold_out_by_position(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource]:
     if count >= len(source):
         raise _too_many(count, len(source))
-    order = permutation(0, "hold out", 0, len(source)).tolist()
-    return Subset(source, sorted(order[count:]), "train"), Subset(source, sorted(order[:count]), "test")
+    order = permutation(0, "hold out", 0, len(source)).numpy()
+    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
-def _hash(name: str) -> str:
-    return text_hash(f"hold out {name}")
+def _hash(name: str) -> bytes:
+    return text_digest(f"hold out {name}")
 
 
 def _too_many(count: int, total: int) -> DataError:

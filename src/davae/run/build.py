@@ -19,6 +19,8 @@ from davae.backbones.widening import widen_with_report
 from davae.caching.prompt_encoding import text_encoders_hash
 from davae.core.layout import LatentLayout
 from davae.core.widen import Init, KeyReport
+from davae.data.errors import DataError
+from davae.data.image_source import ImageSource
 from davae.data.latent_cache import LatentCache
 from davae.data.prompt_cache import PromptCache
 from davae.models.adapter import LatentGeometry, adapt
@@ -244,14 +246,30 @@ def conditions(current: Round, cache: LatentCache) -> Conditions:
     Raises:
         DataError: the prompt cache does not fit, or lacks a sample.
     """
-    run, dropout, manifest = current.run, current.config.condition_dropout, cache.manifest
+    run, dropout, ids = current.run, current.config.condition_dropout, cache.manifest.ids
     if not run.pair.is_text:
         null_class = run.pair.transformer_config["num_classes"]
-        return Labels(manifest.labels, null_class, dropout, current.seed)
+        return Labels(_labels(current.source, cache), null_class, dropout, current.seed)
     embeddings = PromptCache(current.prompts)
     embeddings.require(**prompt_key(run))
-    embeddings.require_ids(manifest.ids)
-    return Prompts(embeddings, manifest.ids, dropout, current.seed)
+    embeddings.require_ids(ids)
+    return Prompts(embeddings, ids, dropout, current.seed)
+
+
+def _labels(source: ImageSource, cache: LatentCache) -> list[int]:
+    """Labels of cached samples, as the set has them now.
+
+    Raises:
+        DataError: the set lacks a sample.
+    """
+    labels = dict(zip(source.ids, source.labels, strict=True))
+    missing = [name for name in cache.manifest.ids if name not in labels]
+    if missing:
+        raise DataError(
+            f"The latent cache in {cache.folder} holds {missing[0]!r}, which the data lack ({len(missing)} of "
+            f"{len(cache)} samples). Rebuild it with 'davae cache RECIPE'."
+        )
+    return [labels[name] for name in cache.manifest.ids]
 
 
 def latent_set(current: Round, cache: LatentCache) -> LatentSet:
@@ -264,7 +282,7 @@ def base_latent_set(run: Run, cache: LatentCache, transformer: LightningDiT) -> 
     """Training samples of the base transformer of section pretrain."""
     config, seed = pretrain(run).transformer, run.recipe.seed
     assert config is not None
-    labels = Labels(cache.manifest.labels, transformer.null_class, config.condition_dropout, seed)
+    labels = Labels(_labels(run.data.train, cache), transformer.null_class, config.condition_dropout, seed)
     return LatentSet(cache, labels, seed, config.flips, config.batch_size)
 
 

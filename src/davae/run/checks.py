@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from davae.data.errors import DataError
+from davae.data.image_source import ImageSource
 from davae.models.adapter import adapt
 from davae.recipe import Recipe, load_recipe
 from davae.run import geometry
 from davae.run.origins import Origins
 from davae.run.paths import RunFolder
+from davae.run.rounds import Round, rounds_of
 from davae.run.run import Run
 from davae.train.feed import Share
 from davae.train.settings import LoopConfig
@@ -32,6 +35,52 @@ def check(run: Run) -> None:
         raise FileNotFoundError(f"There is no file {prompts}, which sample.prompts names.")
     if pretrain is None and recipe.finetune is not None:
         _check_kind(run)
+
+
+def check_captions(run: Run) -> None:
+    """Refuse, before anything is trained, prompts that nobody wrote; count the images without any.
+
+    Raises:
+        DataError: no training image has a caption, or no test image where samples are drawn by theirs.
+    """
+    recipe = run.recipe
+    if recipe.prompts is None or recipe.data is None:
+        return
+    for current in rounds_of(run):
+        without, total = require_captions(current), len(current.source)
+        if without:
+            counted = f"{without:,} of {total:,} images of {_section(current)}"
+            run.observer.say(f"{counted} have no caption and train as the empty prompt.")
+    if recipe.sample is not None and recipe.sample.prompts is None and not any(run.data.test.captions):
+        raise DataError(
+            f"Cannot draw samples of {recipe.name} by the captions of its test images: "
+            f"{_no_caption('data', run.data.test)} Or set sample.prompts to a file of prompts."
+        )
+
+
+def require_captions(current: Round) -> int:
+    """Refuse images of a round of which none has a caption; how many have none.
+
+    Raises:
+        DataError: a transformer that is to follow prompts learns nothing from none.
+    """
+    source = current.source
+    without = sum(not captions for captions in source.captions)
+    if without == len(source):
+        raise DataError(f"Cannot train on prompts: {_no_caption(_section(current), source)}")
+    return without
+
+
+def _section(current: Round) -> str:
+    return "realism.data" if current.is_second else "data"
+
+
+def _no_caption(section: str, source: ImageSource) -> str:
+    return (
+        f"got {len(source):,} images of {section}, none with a caption (for example {source.ids[0]}); allowed are "
+        f"sets in which some have one. Write captions: NAME.txt beside NAME.jpg or metadata.jsonl in a folder of "
+        f"images, KEY.txt or KEY.json in tar shards."
+    )
 
 
 def check_base_size(size: int, autoencoder: Any) -> None:

@@ -4,14 +4,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from davae.core.files import write_text
 from davae.core.observer import Silent
 from davae.recipe import Recipe, dump_recipe
-from davae.run.checks import check, warn_of_judged_training_images
+from davae.run.checks import check, check_captions, warn_of_judged_training_images
 from davae.run.run import Run
 from davae.train.checkpoint import differences
 from davae.train.interrupt import terminable
@@ -35,6 +35,8 @@ class Stage:
     """Whether the output is there and whole."""
     trains: bool = False
     """Whether it makes weights, which are never thrown away without being asked."""
+    outlives: Sequence[str] = ()
+    """Inputs that may change after it: its result stands, and the change is said."""
 
 
 def planned(stages: Sequence[Stage], recipe: Recipe, verb: str | None = None) -> list[Stage]:
@@ -55,7 +57,7 @@ def planned(stages: Sequence[Stage], recipe: Recipe, verb: str | None = None) ->
 
 def is_done(run: Run, stage: Stage) -> bool:
     """Whether the stage's output stands and its inputs did not change."""
-    return stage.stands(stage.output(run)) and not _changes(run, stage)
+    return stage.stands(stage.output(run)) and not _compared(run, stage).changes
 
 
 def execute(run: Run, stages: Sequence[Stage]) -> None:
@@ -67,12 +69,16 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
     if not run.is_main:
         run.observer = Silent()  # one process talks
     check(run)
+    if any(stage.trains for stage in stages):
+        check_captions(run)
     warn_of_judged_training_images(run)
     for stage in stages:
-        changes = _changes(run, stage)
+        compared = _compared(run, stage)
+        changes = compared.changes
         stands = stage.stands(stage.output(run))
         if stands and not changes:
             run.observer.say(f"{stage.name}: done before, skipped")
+            _keep(run, stage, compared)
             continue
         if stands and stage.trains and run.record.stage(stage.name) is not None and not run.overwrite:
             raise ValueError(
@@ -116,6 +122,38 @@ def _inputs(run: Run, stage: Stage) -> dict[str, Any]:
     return inputs
 
 
-def _changes(run: Run, stage: Stage) -> list[str]:
+@dataclass(frozen=True)
+class _Compared:
+    """A finished stage's inputs then and now; `changes` make another result, `outlived` ones do not."""
+
+    changes: list[str]
+    outlived: Sequence[str] = ()
+    now: Mapping[str, Any] = field(default_factory=dict)
+    """As they are now, but for those that the stage outlived."""
+    is_told_otherwise: bool = False
+    """Whether they are the same as far as can be told, and written in another way."""
+
+
+def _compared(run: Run, stage: Stage) -> _Compared:
     entry = run.record.stage(stage.name)
-    return ["never finished"] if entry is None else differences(entry["inputs"], _inputs(run, stage))
+    if entry is None:
+        return _Compared(["never finished"])
+    before, now = entry["inputs"], _inputs(run, stage)
+    outlived = [name for name in stage.outlives if name in before and before[name] != now[name]]
+    seen = {name: before[name] for name in stage.outlives if name in before}
+    now = {name: value for name, value in now.items() if name not in stage.outlives} | seen
+    changes = differences(before, now)
+    return _Compared(changes, outlived, now, is_told_otherwise=not changes and before != now)
+
+
+def _keep(run: Run, stage: Stage, compared: _Compared) -> None:
+    """Say what a result that stands does not know; from now on contents tell its images apart."""
+    for name in compared.outlived:
+        run.observer.say(f"{stage.name}: {name} changed since this training")
+    if compared.is_told_otherwise:
+        run.observer.say(
+            f"{stage.name}: was made when images were told apart by the times of their files; there are as many, so "
+            f"it stands. From now on their contents count."
+        )
+        if run.is_main:
+            run.record.renew(stage.name, compared.now)

@@ -1,11 +1,23 @@
-"""What results depend on, as JSON values: a result stands while these are the same."""
+"""What results depend on, as JSON values: a result stands while these are the same.
+
+Of a set of images, a result depends on no more than it is made of:
+
+- ids and contents (`fingerprint`): autoencoders, latents, what is measured on test images;
+- these and the labels (`labelled_fingerprint`): transformers that are trained on classes;
+- captions alone: prompts, and samples of the captions of test images.
+
+A transformer that was trained on captions stands when they are corrected: that is said and nothing is thrown away.
+"""
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from davae.core.config import Config
 from davae.core.files import folder_hash, text_hash
+from davae.data.image_source import ImageSource
+from davae.data.prompt_cache import PromptSet
 from davae.models.loading import autoencoder_folder
 from davae.recipe import GIVEN_AUTOENCODER
 from davae.run import pipelines
@@ -22,25 +34,36 @@ def settings(config: Config | None) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ignored}
 
 
-def base_autoencoder(run: Run) -> dict[str, Any]:
-    """Of the base autoencoder that section pretrain trains."""
+def base_autoencoder(run: Run, data: str | None = None) -> dict[str, Any]:
+    """Of the base autoencoder that section pretrain trains.
+
+    Args:
+        run: with that section.
+        data: stands for its images; None takes their fingerprint.
+    """
     section = pretrain(run)
     return {
         "autoencoder": settings(section.autoencoder),
         "image_size": section.image_size,
-        "data": run.data.train.fingerprint,
+        "data": data or run.data.train.fingerprint,
         "seed": run.recipe.seed,
     }
 
 
-def base_latents(run: Run) -> dict[str, Any]:
-    """Of its latents, or of those of the autoencoder that it is given."""
+def base_latents(run: Run, data: str | None = None) -> dict[str, Any]:
+    """Of its latents, or of those of the autoencoder that it is given; see `base_autoencoder`."""
     section, given = pretrain(run), run.recipe.reuse.get(GIVEN_AUTOENCODER)
     made: dict[str, Any] = {"cache": settings(section.cache)}
     if given is None:
-        return made | {"autoencoder": base_autoencoder(run)}
-    data = {"image_size": section.image_size, "data": run.data.train.fingerprint}
-    return made | {"autoencoder": folder_hash(autoencoder_folder(given)), **data}
+        return made | {"autoencoder": base_autoencoder(run, data)}
+    images = {"image_size": section.image_size, "data": data or run.data.train.fingerprint}
+    return made | {"autoencoder": folder_hash(autoencoder_folder(given)), **images}
+
+
+@lru_cache(maxsize=4)  # several stages ask for it
+def captions(source: ImageSource) -> str:
+    """Hash of the captions of a set of images, by id."""
+    return PromptSet.of(dict(zip(source.ids, source.captions, strict=True))).fingerprint
 
 
 def pipeline(run: Run) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def sample_config(run: Run) -> SampleConfig:
 
 
 def prompts_to_draw(run: Run) -> list[str]:
-    """What a text-to-image run draws: the prompts of a file, or the captions of the test images.
+    """What a text-to-image run draws: the prompts of a file, or the first captions of the test images.
 
     Raises:
         ValueError: there are none.
@@ -107,12 +107,12 @@ def prompts_to_draw(run: Run) -> list[str]:
             "There is nothing to draw: the recipe has neither sample.prompts nor data with captions. Set "
             "sample.prompts to a file of prompts."
         )
-    captions = [caption for caption in run.data.test.captions if caption]
-    if not captions:
+    prompts = [several[0] for several in run.data.test.captions if several]
+    if not prompts:
         raise ValueError(
             "There is nothing to draw: the test images have no captions. Set sample.prompts to a file of prompts."
         )
-    return captions
+    return prompts
 
 
 def _max_length(run: Run) -> int | None:

@@ -24,10 +24,10 @@ COLUMNS = 4
 """Images a row of the grid."""
 
 
-def prompts_of_previews(current: Round) -> dict[str, str]:
+def prompts_of_previews(current: Round) -> dict[str, tuple[str, ...]]:
     """Prompts that are drawn during a round, by their ids in the prompt cache."""
     preview = current.config.preview if _is_trained_here(current) else None
-    return {} if preview is None else {_id(prompt): prompt for prompt in preview.prompts}
+    return {} if preview is None else {_id(prompt): (prompt,) for prompt in preview.prompts}
 
 
 def preview_hooks(current: Round, task: DiffusionTask, autoencoder: AutoencoderDA) -> list[Hook]:

@@ -61,6 +61,12 @@ class Record:
         }
         self._write(state)
 
+    def renew(self, stage: str, inputs: Mapping[str, Any]) -> None:
+        """A finished stage depends on the same things, which are written in another way."""
+        state = self._read()
+        state["stages"][stage]["inputs"] = inputs
+        self._write(state)
+
     def note_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
         """Images that could not be used, each with its reason."""
         state, rows = self._read(), [list(row) for row in skipped]

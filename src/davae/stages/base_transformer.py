@@ -26,7 +26,7 @@ def depends_on(run: Run) -> dict[str, Any]:
     """What the base transformer depends on."""
     return {
         "transformer": inputs.settings(build.pretrain(run).transformer),
-        "latents": inputs.base_latents(run),
+        "latents": inputs.base_latents(run, run.data.train.labelled_fingerprint),
     }
 
 
@@ -40,7 +40,7 @@ def run(run: Run) -> None:
     cache.require(autoencoder=weights_hash(autoencoder), size=section.image_size)
     torch.manual_seed(run.recipe.seed)
     geometry = adapt(autoencoder).geometry
-    transformer = build.new_base_transformer(config, geometry, section.image_size, len(cache.manifest.class_names))
+    transformer = build.new_base_transformer(config, geometry, section.image_size, len(run.data.train.class_names))
     task = build.diffusion_task(transformer, geometry.layout, config)
     training_set = build.base_latent_set(run, cache, transformer)
     averages = fit(run, NAME, task, training_set, config, depends_on(run))

@@ -22,7 +22,7 @@ from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
 
 
 def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
-    """What the fine-tuned transformer depends on."""
+    """What the fine-tuned transformer depends on. Its captions may be corrected afterwards, see `STAGE`."""
     current = Round(run, name)
     cache = LatentCache(current.latents)
     result: dict[str, Any] = {
@@ -33,13 +33,20 @@ def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
         "seed": current.seed,
     }
     if run.pair.is_text:
-        result["prompts"] = PromptCache(current.prompts).manifest.key
-        if "prompts" not in run.recipe.reuse:
-            # It has prompts of the preview, which change no weight; the captions are in the cache's source already.
-            del result["prompts"]["source"]
+        result["prompts"] = {
+            name: value for name, value in PromptCache(current.prompts).manifest.key.items() if name != "source"
+        }
+    else:
+        result["cache"]["source"] = current.source.labelled_fingerprint
     if current.start is not None:
         result["start"] = folder_hash(current.start)
     return result
+
+
+def _trained_on(run: Run, name: RoundName) -> dict[str, Any]:
+    """What it depends on, and the captions that it saw."""
+    seen = {"captions": inputs.captions(Round(run, name).source)} if run.pair.is_text else {}
+    return {**depends_on(run, name), **seen}
 
 
 def run(run: Run, name: RoundName) -> None:
@@ -48,7 +55,7 @@ def run(run: Run, name: RoundName) -> None:
     config, size = current.config, run.recipe.image_size
     autoencoder = build.trained_tokenizer(run)
     cache = build.latent_cache(current, autoencoder)
-    check_pair(run, len(cache.manifest.class_names))
+    check_pair(run, len(current.source.class_names))
     pretrained, latents = run.pair.load_transformer(), geometry.upgraded(run)
     transformer, report = build.widened(pretrained, latents, size, config.init, current.seed, consume=True)
     run.observer.say(f"widened {type(transformer).__name__}: {report}")
@@ -86,10 +93,11 @@ def _stage(round_name: RoundName) -> Stage:
         name=round_name,
         verb="finetune",
         section=round_name,
-        inputs=partial(depends_on, name=round_name),
+        inputs=partial(_trained_on, name=round_name),
         run=partial(run, name=round_name),
         output=lambda run: run.folder.finetuned(round_name),
         trains=True,
+        outlives=("captions",),
     )
 
 

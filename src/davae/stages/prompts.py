@@ -5,11 +5,11 @@ from typing import Any
 
 from davae.caching.prompt_encoding import encode_prompts, load_text_parts
 from davae.core.precision import DTYPES
-from davae.data.errors import DataError
 from davae.data.prompt_cache import is_complete
 from davae.run import build
+from davae.run.checks import require_captions
 from davae.run.execute import Stage
-from davae.run.inputs import settings
+from davae.run.inputs import captions, settings
 from davae.run.paths import RoundName
 from davae.run.previews import prompts_of_previews
 from davae.run.rounds import Round
@@ -21,7 +21,7 @@ def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
     current = Round(run, name)
     return {
         "prompts": settings(run.recipe.prompts),
-        "data": current.source.fingerprint,
+        "captions": captions(current.source),
         "preview": sorted(prompts_of_previews(current)),
         "encoders": build.prompt_key(run)["encoders"],
     }
@@ -35,9 +35,10 @@ def run(run: Run, name: RoundName) -> None:
     """
     config, current = run.recipe.prompts, Round(run, name)
     assert config is not None
+    require_captions(current)
     encode_prompts(
         load_text_parts(run.pair, DTYPES[config.dtype]),
-        _captions(current) | prompts_of_previews(current),
+        dict(zip(current.source.ids, current.source.captions, strict=True)) | prompts_of_previews(current),
         run.folder.prompts(name),
         config,
         run.accelerator.device,
@@ -45,19 +46,6 @@ def run(run: Run, name: RoundName) -> None:
         build.prompt_key(run)["encoders"],
         run.part,
     )
-
-
-def _captions(current: Round) -> dict[str, str]:
-    """The captions of the training images by id. A transformer that is to follow prompts learns nothing from none."""
-    source = current.source
-    if not any(caption.strip() for caption in source.captions):
-        section = "realism.data" if current.is_second else "data"
-        raise DataError(
-            f"Cannot make a prompt cache of {section}: got {len(source)} images, none with a caption (for example "
-            f"{source.ids[0]}); allowed are sets in which some have one. Write captions: NAME.txt beside NAME.jpg or "
-            f"metadata.jsonl in a folder of images, KEY.txt or KEY.json in tar shards."
-        )
-    return dict(zip(source.ids, source.captions, strict=True))
 
 
 def _stage(name: str, section: str, round_name: RoundName) -> Stage:

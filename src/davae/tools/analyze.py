@@ -78,7 +78,7 @@ def analyze(
     opened = _open(images, size, count, seed)
     for name, reason in opened.skipped[:10]:
         observer.say(f"skipped {name}: {reason}")
-    source = first(opened, count, "analyze")
+    source = first(opened, count)
     results = _measure(autoencoders, source, images, size, seed, observer, out)
     results.save(out / "results.json")
     return write_report(out)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from davae.core.files import replacing_folder
+from davae.data.fingerprints import are_of_other_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def differences(old: object, new: object, path: str = "") -> list[str]:
         for key in sorted({*old, *new}):
             rows += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         return rows
-    return [] if old == new else [f"{path}: {old} -> {new}"]
+    return [] if old == new or are_of_other_kinds(old, new) else [f"{path}: {old} -> {new}"]
 
 
 def _write(path: Path, group: Mapping[str, Tensor]) -> int:

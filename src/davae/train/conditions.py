@@ -40,11 +40,13 @@ class Labels:
 class Prompts:
     """Embeddings of captions, by the names that the pipeline's call gives them.
 
+    Of several captions a sample has one is drawn at every visit.
+
     Args:
         cache: holds the embeddings of every sample and of the empty prompt.
         ids: of every sample.
         dropout: share of visits with the empty prompt, in all text encoders together.
-        seed: of the dropout.
+        seed: of the dropout and of which caption is drawn.
     """
 
     def __init__(self, cache: PromptCache, ids: Sequence[str], dropout: float, seed: int) -> None:
@@ -53,9 +55,9 @@ class Prompts:
     def batch(self, indices: Sequence[int], positions: Sequence[int]) -> Batch:
         """See `Conditions`."""
         dropped = _dropped(self.seed, positions, self.dropout).tolist()
-        return self.cache.embeddings(
-            [NULL if drop else self.ids[index] for index, drop in zip(indices, dropped, strict=True)]
-        )
+        choice = uniform(self.seed, "caption", positions) if self.cache.has_several else None
+        ids = [NULL if drop else self.ids[index] for index, drop in zip(indices, dropped, strict=True)]
+        return self.cache.embeddings(ids, choice)
 
 
 def _dropped(seed: int, positions: Sequence[int], rate: float) -> Tensor:
