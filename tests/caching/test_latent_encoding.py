@@ -102,8 +102,8 @@ def test_a_stopped_bucketed_cache_goes_on_with_whole_shards_kept(photos: FolderS
             self.asked.append(size)
             return super().images(indices, size)
 
-    source, stop = Stops(photos, range(len(photos)), "all"), 3
-    source.fingerprint, source.asked = photos.fingerprint, []
+    source, stop = Stops(photos, range(len(photos))), 3
+    source.asked = []
     with pytest.raises(KeyboardInterrupt):
         encode(model, source, tmp_path / "latents", buckets=BUCKETS)
     with pytest.raises(DataError, match="no complete latent cache"):
@@ -117,6 +117,19 @@ def test_a_stopped_bucketed_cache_goes_on_with_whole_shards_kept(photos: FolderS
         assert (tmp_path / "latents" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     encode(model, source, tmp_path / "latents", buckets=BUCKETS[1:])
     assert len(source.asked) > 2, "shards of other buckets were kept"
+
+
+def test_shards_of_the_same_images_in_another_order_are_not_kept(photos: FolderSource, tmp_path: Path) -> None:
+    model = calibrated(sd3())
+    encode(model, photos, tmp_path / "latents", buckets=BUCKETS)
+    (tmp_path / "latents" / "manifest.json").unlink()  # as where it was interrupted
+    turned = Subset(photos, range(len(photos))[::-1])
+    assert turned.fingerprint == photos.fingerprint
+    again = encode(model, turned, tmp_path / "latents", buckets=BUCKETS)
+    whole = encode(model, turned, tmp_path / "whole", buckets=BUCKETS)
+    assert again.manifest == whole.manifest
+    for name, _ in whole.manifest.shards:
+        assert (tmp_path / "latents" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @torch.no_grad()

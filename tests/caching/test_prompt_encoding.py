@@ -163,14 +163,14 @@ def test_overlong_prompts_are_named_once_and_the_libraries_keep_quiet(
 
 def test_a_prompt_that_just_fits_is_not_called_too_long(encoded: Encode) -> None:
     listener = Listener()
-    encoded({"fits": " ".join(["red"] * (MAX_LENGTH - 2))}, observer=listener)
+    encoded({"fits": [" ".join(["red"] * (MAX_LENGTH - 2))]}, observer=listener)
     assert not [line for line in listener.messages if "too long" in line]
 
 
 @pytest.mark.parametrize("caption", [7, None, ["a cube"], b"a cube"])
 def test_what_is_not_text_is_refused_by_name(encoded: Encode, caption: Any) -> None:
     with pytest.raises(DataError, match="sample 'bad' is not text: got .*Give a string"):
-        encoded({"good": "a cube", "bad": caption})
+        encoded({"good": ["a cube"], "bad": [caption]})
 
 
 def test_an_encoder_that_overflows_is_an_error_that_names_the_prompt(

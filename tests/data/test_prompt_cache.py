@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -93,6 +94,49 @@ def test_blank_captions_and_no_captions_at_all_leave_the_empty_prompt(tmp_path: 
     assert cache.embeddings([NULL])["prompt_embeds"].unique().item() == -1
     with pytest.raises(DataError, match="'a'"):
         cache.embeddings(["a"])
+
+
+SEVERAL = {
+    "three": ("caption 1", "caption 2", "caption 3"),
+    "none": (),
+    "one": ("caption 2",),
+    "blank": ("caption 4", "  "),
+}
+
+
+def test_several_captions_a_sample_are_stored_and_chosen_from(tmp_path: Path) -> None:
+    build(tmp_path, SEVERAL)
+    cache = PromptCache(tmp_path)
+    assert (len(cache), cache.num_prompts, cache.has_several) == (4, 5, True)
+
+    def drawn(choice: list[float] | None) -> list[float]:
+        ids = ["three", "three", "three", "none", "one", "blank", NULL]
+        chosen = None if choice is None else torch.tensor(choice)
+        return cache.embeddings(ids, chosen)["prompt_embeds"][:, 0, 0].tolist()
+
+    assert drawn(None) == [1, 1, 1, -1, 2, 4, -1]
+    assert drawn([0.0, 0.34, 0.99999994, 0.9, 0.9, 0.9, 0.9]) == [1, 2, 3, -1, 2, 4, -1]
+    assert torch.equal(
+        pickle.loads(pickle.dumps(cache)).embeddings(["three"], torch.tensor([0.9]))["prompt_embeds"],
+        cache.embeddings(["three"], torch.tensor([0.9]))["prompt_embeds"],
+    )
+
+
+def test_a_cache_with_one_caption_a_sample_is_of_the_first_format(tmp_path: Path) -> None:
+    for captions, version, names in ((CAPTIONS, 1, {"ids", "rows"}), (SEVERAL, 2, {"ids", "rows", "counts"})):
+        build(tmp_path, captions)
+        assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == version
+        assert load_file(tmp_path / "ids.safetensors").keys() == names
+
+
+def test_how_captions_are_shared_out_is_part_of_the_fingerprint() -> None:
+    sets: list[dict[str, tuple[str, ...]]] = [
+        {"a": ("x", "y"), "b": ("z",)},
+        {"a": ("x",), "b": ("y", "z")},
+        {"a": ("y", "x"), "b": ("z",)},
+        {"a": ("x",), "b": ("z",)},
+    ]
+    assert len({PromptSet.of(captions).fingerprint for captions in sets}) == 4
 
 
 def test_unknown_id_is_named(cache: PromptCache) -> None:

@@ -61,7 +61,7 @@ def read_samples(file: Path, name: str) -> TarSamples:
         for key, parts in _samples(file, members).items():
             sample = f"{name}/{key}"
             image = _image(sample, file, parts)
-            found = _what_is_missing(key, parts) if image is None else _resolved(image, by_name)
+            found = _what_is_missing(parts) if image is None else _resolved(image, by_name)
             if isinstance(found, str):
                 without_image.append((sample, found))
                 continue
@@ -107,7 +107,7 @@ def _image(sample: str, file: Path, parts: _Members) -> tarfile.TarInfo | None:
     return images[0] if images else None
 
 
-def _what_is_missing(key: str, parts: _Members) -> str:
+def _what_is_missing(parts: _Members) -> str:
     for member in parts.values():
         if _METADATA.fullmatch(posixpath.basename(member.name)):
             return f"no image: captions of a shard lie beside each image (KEY.txt, KEY.json), not in {member.name}"
@@ -162,7 +162,7 @@ def _read_headers(file: Path, num_bytes: int) -> list[tarfile.TarInfo]:
     try:
         with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as tar:
             for member in tar:
-                if not end < tar.offset <= num_bytes:
+                if member.size < 0 or not end < tar.offset <= num_bytes:
                     break
                 members.append(member)
                 end = tar.offset
