@@ -3,9 +3,9 @@
     python benchmarks/opening.py [--images 200000] [--kind shards] [--folder DIR]
 
 Makes a set of tiny images (8x8 pixels, about 75 bytes each), as captioned tar shards of 1,000 or as class folders of
-as many, then opens and splits it three times, each in a process of its own: first without what the cache folder keeps,
-then twice with it. Columns: seconds of `open_train_test` without imports; growth of the resident memory since the
-imports, at the end and at its peak, in bytes an image.
+as many, then opens and splits it three times, each in a process of its own: first without what the cache folder
+keeps, then twice with it. Columns: seconds of `open_train_test` without imports; growth of the resident memory since
+the imports, at the end and at its peak, in bytes an image.
 """
 
 import argparse

@@ -23,7 +23,8 @@ _NAME = re.compile(r"([^./]+)\.([^/]*)")  # the extension starts at the first do
 _METADATA = re.compile(r"metadata\.(jsonl|csv|parquet)")
 _BLOCK = 512
 _READ_AT_ONCE = 1 << 20
-_DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)  # what damaged headers raise
+# What damaged headers raise; a name of 2^62 bytes is too much for the memory.
+_DAMAGE = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError)
 _LONGEST_CHAIN = 8  # links to links
 
 _Members = dict[str, tarfile.TarInfo]  # extension -> member
@@ -170,7 +171,7 @@ def _read_headers(file: Path, num_bytes: int) -> list[tarfile.TarInfo]:
         if not problem:
             return members
     except _DAMAGE as error:
-        problem = str(error)
+        problem = str(error) or "a size that is too large"
     if members:
         raise DataError(
             f"shard {file} is truncated or damaged: got {problem}; the last whole member is "
