@@ -20,8 +20,9 @@ import torch
 import davae
 from davae.core.observer import Silent
 from davae.core.pixels import signed_to_unit, uint8_to_signed, unit_to_uint8
+from davae.data.hold_out import HoldOut, first
 from davae.data.image_source import ImageSource
-from davae.data.splits import first, open_train_test
+from davae.data.splits import open_train_test
 from davae.evaluate.agreement import alignment
 from davae.evaluate.analysis import gather
 from davae.evaluate.swd import SlicedWasserstein
@@ -46,7 +47,9 @@ def test_images(recipe: Recipe, size: int, count: int) -> ImageSource:
     """The first of the images that the recipe never trains on."""
     data = recipe.data
     assert data is not None
-    return first(open_train_test(data.kind, data.path, size, data.test_count, data.count, data.seed)[1], count)
+    return first(
+        open_train_test(data.kind, data.path, size, HoldOut(count=data.test_count), data.count, data.seed)[1], count
+    )
 
 
 @torch.no_grad()

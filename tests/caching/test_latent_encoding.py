@@ -17,9 +17,9 @@ from davae.data.buckets import bucket_sizes
 from davae.data.cache_files import Part
 from davae.data.errors import DataError
 from davae.data.folder import FolderSource
+from davae.data.hold_out import Subset
 from davae.data.latent_cache import LatentCache
 from davae.data.solids import SolidsSource
-from davae.data.splits import Subset
 from davae.models.adapter import adapt
 from davae.models.declared_scaling import scaling_of
 from davae.train.order import BucketOrder

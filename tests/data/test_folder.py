@@ -162,8 +162,8 @@ def test_metadata_labels(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"file_name": "b.png"', "metadata.jsonl line 2: got .*allowed is one JSON object per line"),
-        ('["b.png"]', "line 2: got .*file_name"),
+        ('{"file_name": "b.png"', "metadata.jsonl line 2: got .*allowed is a JSON object"),
+        ('["b.png"]', "line 2: got .*allowed is a JSON object"),
         ('{"text": "b"}', "line 2: got .*file_name"),
         ('{"file_name": "b.png", "text": 3}', "line 2: got text 3"),
         ('{"file_name": "b.png", "label": "dog"}', "line 2: got label 'dog'"),

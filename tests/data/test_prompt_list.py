@@ -29,14 +29,14 @@ def test_a_table_names_its_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", "Prompt\na", "got a .csv file; allowed are .txt, .jsonl, .tsv"),
+        ("p.doc", "Prompt\na", "got a .doc file; allowed are .txt, .jsonl, .json, .tsv, .csv"),
         ("p.txt", "\n \n", "no prompt in"),
-        ("p.tsv", "Name\tNote\na\tb", "its first line names name, note; allowed is a column prompt"),
+        ("p.tsv", "Name\tNote\na\tb", "its first line names name, note; allowed is a column text, caption, prompt"),
         ("p.tsv", "", "names nothing"),
-        ("p.tsv", "Note\tPrompt\nfine\ta\nshort", "no prompt in line 3"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ""}', "no prompt in line 2"),
+        ("p.tsv", "Note\tPrompt\nfine\ta\nshort", "no prompt in .* line 3"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ""}', "no prompt in .* line 2"),
         ("p.jsonl", '{"prompt": 3}', "got prompt 3; allowed is text"),
-        ("p.jsonl", "a cow", "line 1 of .* allowed is a JSON object"),
+        ("p.jsonl", "a cow", "line 1: .* allowed is a JSON object"),
         ("p.jsonl", '["a cow"]', "allowed is a JSON object"),
     ],
 )
@@ -52,3 +52,20 @@ def test_other_encodings_and_missing_files_are_said(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.txt")
     with pytest.raises(FileNotFoundError, match=re.escape("no.txt")):
         read_prompts(tmp_path / "no.txt")
+
+
+def test_a_json_file_has_a_list_or_names_its_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "meta_data.json"
+    path.write_text('{"a1": {"category": "food", "prompt": "soup"}, "b2": "tea"}')
+    assert read_prompts(path) == ["soup", "tea"]
+    path.write_text('["soup", {"text": "tea"}]')
+    assert read_prompts(path) == ["soup", "tea"]
+    path.write_text("3")
+    with pytest.raises(DataError, match="allowed is a list of prompts"):
+        read_prompts(path)
+
+
+def test_a_table_with_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "p.CSV"
+    path.write_text('id,Prompt\n1,"a cup, red"\n2,tea\n')
+    assert read_prompts(path) == ["a cup, red", "tea"]

@@ -183,7 +183,7 @@ def test_wrong_class_names(shards, content, message):
         ([("k.cls", "dog")], "the label of s/k: got label 'dog'"),
         ([("k.cls", "-1")], "got label '-1'"),
         ([("k.json", "{")], r"cannot read s/k\.json"),
-        ([("k.json", "[]")], r"s/k\.json: got '\[\]'; allowed is a JSON object"),
+        ([("k.json", "[]")], r"s/k\.json: got \[\]; allowed is a JSON object"),
         ([("k.txt", b"caf\xe9")], r"s/k\.txt.*UTF-8"),
         ([("k.jpg", encode(0, "JPEG"))], r"several images: got k\.jpg, k\.png"),
         ([("k.png", encode(1))], r"two samples with one key: got k\.png"),

@@ -18,11 +18,12 @@ from PIL import Image
 
 from davae.data.errors import DataError
 from davae.data.folder import FolderSource
+from davae.data.hold_out import HoldOut, Rule, Subset, filling, first, hold_out
 from davae.data.image_source import ImageSource
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
-from davae.data.splits import HoldOut, Rule, SetKind, Subset, filling, first, hold_out, open_train_test
+from davae.data.splits import SetKind, open_train_test
 
 
 def write_images(folder: Path, names: list[str], side: int = 20) -> Path:
@@ -206,7 +207,9 @@ def test_choices_that_mean_nothing_are_refused(settings: dict[str, Any], message
 
 def test_a_share_of_what_has_its_own_test_images_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/0.png", "val/0.png"])
-    with pytest.raises(DataError, match=r"test_share 0\.1, but .* has a val part; allowed is data\.test_count"):
+    with pytest.raises(
+        DataError, match=r"test_share 0\.1, but .* has a part val of its own; allowed is data\.test_count"
+    ):
         open_folder(tmp_path, HoldOut(share=0.1))
     with pytest.raises(DataError, match=r"test_share 0\.1, but solids render their test images"):
         open_train_test("solids", None, 1, HoldOut(share=0.1), 10, 0)

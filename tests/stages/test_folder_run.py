@@ -67,7 +67,7 @@ def test_unusable_images_are_counted_and_listed_by_name(outcome: tuple[Path, str
     for name, reason in rows:
         assert BAD[name] in reason
         assert f"skipped {name}: " in said
-    assert "3 images could not be used; the list is in run.json" in said
+    assert "3 files could not be used; the list is in run.json" in said
 
 
 def test_odd_images_are_trained_on_and_bad_ones_are_not(outcome: tuple[Path, str]) -> None:

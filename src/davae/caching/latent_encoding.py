@@ -16,9 +16,9 @@ from davae.core.precision import DTYPES, autocast
 from davae.data.buckets import Size, assign
 from davae.data.cache_files import WHOLE, Part, shard_ranges
 from davae.data.errors import DataError
+from davae.data.hold_out import Subset
 from davae.data.image_source import ImageSource
 from davae.data.latent_cache import CacheManifest, Moments, write_cache
-from davae.data.splits import Subset
 from davae.models.adapter import AutoencoderAdapter, adapt
 from davae.models.identity import weights_hash
 

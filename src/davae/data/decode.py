@@ -6,7 +6,10 @@ profiles are not applied, as in the training sets of the pretrained pairs.
 
 import io
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,9 +18,19 @@ from torch import Tensor
 
 from davae.data.buckets import Size
 
-# Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 Image.init()  # opening by name finds only formats whose plug-in is loaded
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "QOI")
+# Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says. TGA is not
+# among them: it has no mark of its own, and takes noise for an image.
+
+IMAGE_SUFFIXES = tuple(sorted(end for end, name in Image.registered_extensions().items() if name in _FORMATS))
+"""Of files that may be images, lower case with their dot."""
+PREFIX = 32
+"""Bytes by which a format is known."""
+
+_LARGE = 40_000_000  # pixels; an image of more is decoded while no other of these is: each takes several copies
+_large_one = threading.Lock()
 
 # What Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
@@ -71,13 +84,20 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         UnusableImage: It is truncated, or no image, or its values have no 8-bit meaning.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image, _in_turn(image):
             image.load()
             orientation = _orientation(image)  # after load(): PNG may store it last, TIFF rotates itself
             rgb = _to_rgb(image)
     except _DECODER_ERRORS as error:
         raise UnusableImage(name, _reason(data, error)) from error
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether the first `PREFIX` bytes of a file are those of an image format."""
+    prefix = data[:PREFIX].ljust(PREFIX, b"\0")
+    marks = (Image.OPEN[name][1] for name in _FORMATS)
+    return any(mark is not None and mark(prefix) is True for mark in marks)
 
 
 def check_image(data: bytes, name: str, min_side: int) -> Size:
@@ -133,6 +153,16 @@ def center_crop_resize(image: Image.Image, size: int | Size) -> Tensor:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.array(image.crop((left, top, left + width, top + height)))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def _in_turn(image: Image.Image) -> Iterator[None]:
+    """A large image waits for its turn, so that several threads do not take its memory several times at once."""
+    if image.width * image.height <= _LARGE:
+        yield
+        return
+    with _large_one:
+        yield
 
 
 def _orientation(image: Image.Image) -> int | None:

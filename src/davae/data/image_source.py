@@ -14,9 +14,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from davae.core.files import bytes_digest
+from davae.core.text import readable
 from davae.data import fingerprints
 from davae.data.buckets import Size
 from davae.data.check_index import CheckIndex, Findings, as_keys, key_of
@@ -179,17 +181,31 @@ class FileSource:
                 list(pool.map(fill, range(len(records))))  # list() raises what a thread raised
         return images
 
+    def whole(self, index: int) -> Image.Image:
+        """Decode an image as it is, upright 8-bit RGB.
+
+        Raises:
+            DataError: Its file changed since the set was opened.
+        """
+        return _decode(self._candidates[self._usable[index]])
+
 
 def _load(record: Record, size: int | Size) -> Tensor:
+    image = _decode(record)
     try:
-        return center_crop_resize(decode_image(record.read(), record.id), size)
+        return center_crop_resize(image, size)
+    except ValueError as error:
+        raise DataError(f"image {record.id}: {error}") from error
+
+
+def _decode(record: Record) -> Image.Image:
+    try:
+        return decode_image(record.read(), record.id)
     except (UnusableImage, OSError) as error:
         raise DataError(
             f"cannot load image {record.id}: got {error}; allowed are the bytes that were there when the set was "
-            f"opened; restore {record.file} or start again with the changed set"
+            f"opened; restore {readable(record.file)} or start again with the changed set"
         ) from error
-    except ValueError as error:
-        raise DataError(f"image {record.id}: {error}") from error
 
 
 def _check_all(where: str, records: Records, min_side: int) -> Findings:

@@ -4,10 +4,8 @@ The tar headers are read once; images are then read at random by offset. The ord
 fastest.
 """
 
-import glob
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from davae.data.annotations import read_text
@@ -15,10 +13,8 @@ from davae.data.errors import DataError
 from davae.data.image_source import FileSource
 from davae.data.records import Records
 from davae.data.shard_index import Known, ShardIndex, known_by
+from davae.data.shard_paths import find_shards
 from davae.data.tar_samples import TarSamples, read_samples
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class ShardSource(FileSource):
@@ -39,7 +35,7 @@ class ShardSource(FileSource):
         Raises:
             DataError: No shard, a missing or damaged one, wrong annotations, or no usable image.
         """
-        root, files = _find_shards(str(shards))
+        root, files = find_shards(str(shards))
         samples = _samples(str(shards), root, files)
         super().__init__(
             str(shards),
@@ -48,62 +44,6 @@ class ShardSource(FileSource):
             class_names=_read_class_names(files[0].parent / "classes.json"),
             unusable=[row for shard in samples for row in shard.without_image],
         )
-
-
-def _find_shards(shards: str) -> tuple[Path, list[Path]]:
-    """Return the folder that ids are relative to, and the shards."""
-    path = Path(shards)
-    if path.is_dir():
-        files = sorted(path.glob("*.tar"))
-        if not files:
-            raise DataError(
-                f"no shard in {path}: got {sum(1 for _ in path.iterdir())} other entries; allowed are .tar files; "
-                "correct the path, or open it as an image folder"
-            )
-        return path, files
-    if path.is_file():
-        return path.parent, [path]
-    if not re.search(r"[*?\[{]", shards):
-        raise DataError(
-            f"cannot open shards {shards}: got nothing there; allowed is a folder, a .tar file or a pattern; "
-            "correct the path"
-        )
-    found: set[Path] = set()
-    for pattern in _expand_braces(shards):
-        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
-        files = [Path(match) for match in matches if Path(match).is_file()]
-        if not files:
-            raise DataError(
-                f"cannot open shards {shards}: got no file for {pattern}; allowed are patterns that all exist; "
-                "correct the pattern or fetch the missing shard"
-            )
-        found.update(files)
-    plain = []
-    for part in path.parts:
-        if re.search(r"[*?\[{]", part):
-            break
-        plain.append(part)
-    return Path(*plain), sorted(found)
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = _BRACES.search(pattern)
-    if match is None:
-        yield pattern
-        return
-    body = match.group(1)
-    numbers = _RANGE.fullmatch(body)
-    if numbers is None:
-        choices = body.split(",")
-    else:
-        first, last = numbers.groups()
-        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-        if not choices:
-            raise DataError(
-                f"cannot expand {pattern}: got {{{body}}}; allowed are ranges that go up; swap the two numbers"
-            )
-    for choice in choices:
-        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 def _samples(where: str, root: Path, files: Sequence[Path]) -> list[TarSamples]:

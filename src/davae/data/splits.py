@@ -1,177 +1,37 @@
-"""Training and test parts of an image set."""
+"""From a path to training and test images: which kind of set lies there, and which parts it has of its own."""
 
-from collections.abc import Collection, Sequence
+import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from heapq import nsmallest
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from davae.core.files import DIGEST_SIZE, text_digest
-from davae.core.randomness import permutation
-from davae.data import fingerprints
-from davae.data.buckets import Size
-from davae.data.columns import array_of, view
+from davae.data.decode import IMAGE_SUFFIXES
 from davae.data.errors import DataError
 from davae.data.folder import FolderSource
+from davae.data.hold_out import HoldOut, first, hold_out
 from davae.data.image_source import FileSource, ImageSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
 
 SetKind = Literal["auto", "solids", "folder", "shards"]
 """auto tells folders of images from tar shards by looking."""
-Rule = Literal["id", "position"]
-"""What decides which images are held out."""
+
+_TRAIN = ("train", "training")
+_TEST = ("val", "valid", "validation", "dev", "test", "testing")
+"""Names of parts in any case, the one that is taken first."""
+_SHARD_PART = re.compile(r"([A-Za-z]+)(?:[-_.]?\d|[-_.])")  # train-0000.tar, train_00.tar, val0.tar
 
 
-@dataclass(frozen=True, kw_only=True)
-class HoldOut:
-    """Which images of a set are for testing: those with the smallest hashes of their ids.
+@dataclass(frozen=True)
+class _Parts:
+    """Standard parts that a set has: their folders, or their shards' names up to the number."""
 
-    The choice is made over all candidates of the set, whether they can be used or not. So it is the same at every
-    shortest side, and the test images of a larger size are among those of a smaller one.
-
-    Args:
-        count: Of the candidates that are held out. A candidate that is added or damaged changes one test image at
-            most and makes none of an image that was trained on; one that is removed may do that, as another one
-            takes its place.
-        share: Holds out every candidate whose hash, as a fraction of all hashes, is below it, instead of `count`.
-            Then an image keeps its part whatever is added, damaged or removed.
-        rule: "position" is how sets were split before ids decided, by a permutation of the usable images' positions;
-            it is for runs that began so and for nothing else.
-
-    Raises:
-        ValueError: `count` is below 1, `share` is not between 0 and 1, or is given for the rule that knows none.
-    """
-
-    count: int = 512
-    share: float | None = None
-    rule: Rule = "id"
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(
-                f"Cannot hold out {self.count} test images; allowed are 1 and more. Set data.test_count."
-            )
-        if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(
-                f"Cannot hold out a share of {self.share}; allowed are numbers between 0 and 1. Set data.test_share."
-            )
-        if self.share is not None and self.rule == "position":
-            raise ValueError(
-                f"Cannot hold out a share of {self.share} by position: images are counted there. Set data.test_count."
-            )
-
-    def choose(self, candidates: Collection[str]) -> set[str]:
-        """The ids among `candidates` that are held out by their hashes."""
-        if self.share is not None:
-            return {name for name in candidates if int.from_bytes(_hash(name), "big") / 256**DIGEST_SIZE < self.share}
-        return set(nsmallest(self.count, candidates, key=_hash))
-
-
-class Subset:
-    """Some images of a source, as a source that holds no copy of what is known about them.
-
-    Args:
-        source: of all.
-        indices: of those that are in it, in its order.
-    """
-
-    def __init__(self, source: ImageSource, indices: Sequence[int] | NDArray[np.int64]) -> None:
-        self.source, self.indices = source, np.asarray(indices, np.int64)
-        self.ids = view(source.ids, self.indices)
-        self.labels = view(source.labels, self.indices)
-        self.sizes = None if source.sizes is None else view(source.sizes, self.indices)
-        self.class_names = source.class_names
-        self.skipped = source.skipped
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def captions(self) -> Sequence[tuple[str, ...]]:
-        """See `ImageSource`."""
-        return view(self.source.captions, self.indices)
-
-    @property
-    def identities(self) -> NDArray[np.uint8]:
-        """See `ImageSource`."""
-        return self.source.identities[self.indices]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """See `ImageSource`."""
-        return fingerprints.of_images(self.identities)
-
-    @cached_property
-    def labelled_fingerprint(self) -> str:
-        """See `ImageSource`."""
-        return fingerprints.of_labelled_images(self.identities, self.labels, self.class_names)
-
-    def images(self, indices: Sequence[int], size: int | Size) -> Tensor:
-        """See `ImageSource`."""
-        return self.source.images(self.indices[list(indices)].tolist(), size)
-
-
-def first(source: ImageSource, count: int) -> ImageSource:
-    """At most `count` images, spread evenly over the set."""
-    if count >= len(source):
-        return source
-    return Subset(source, np.arange(count) * len(source) // count)
-
-
-def filling(source: ImageSource, size: int | Size) -> ImageSource:
-    """The images of a source that fill a size, (height, width) or the side of a square, without being enlarged."""
-    if source.sizes is None:
-        return source
-    tall, wide = (size, size) if isinstance(size, int) else size
-    indices = np.flatnonzero((array_of(source.sizes) >= (tall, wide)).all(1))
-    if not len(indices):
-        raise DataError(
-            f"No image fills {wide}x{tall} pixels: got {len(source)} images, for example {source.ids[0]} of "
-            f"{source.sizes[0][1]}x{source.sizes[0][0]}; allowed are images of at least this size. Lower image_size "
-            f"or take larger images."
-        )
-    return source if len(indices) == len(source) else Subset(source, indices)
-
-
-def hold_out(source: FileSource, choice: HoldOut) -> tuple[ImageSource, ImageSource]:
-    """(training, test) images of a set, every usable one in one of the two parts, in the order of the set.
-
-    Raises:
-        DataError: a part would have no usable image.
-    """
-    if choice.rule == "position":
-        return _hold_out_by_position(source, choice.count)
-    candidates = source.candidates
-    if choice.share is None and choice.count >= len(candidates):
-        raise _too_many(choice.count, len(candidates))
-    chosen = choice.choose(candidates)
-    is_held_out = np.fromiter((name in chosen for name in source.ids), np.bool_, len(source))
-    train, test = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    setting = "data.test_count" if choice.share is None else "data.test_share"
-    if not chosen:
-        raise DataError(
-            f"No image is held out: the smallest of {len(candidates)} hashes is not below {setting} {choice.share}. "
-            f"Raise it, set data.test_count instead, or add images."
-        )
-    if not len(test):
-        examples = "; ".join([f"{name}: {reason}" for name, reason in source.skipped if name in chosen][:3])
-        raise DataError(
-            f"No test image: none of the {len(chosen)} images held out of {len(candidates)} can be used; got "
-            f"{examples}; allowed is one usable image or more. Raise {setting}, ask for smaller images, or replace "
-            f"these."
-        )
-    if not len(train):
-        raise DataError(
-            f"No training image: all {len(test)} usable images of {len(candidates)} are held out. Lower {setting}, "
-            f"ask for smaller images, or add images."
-        )
-    return Subset(source, train), Subset(source, test)
+    train: str | None
+    test: str | None
+    others: tuple[str, ...]
+    """Standard parts that are not used."""
 
 
 def open_train_test(
@@ -183,8 +43,9 @@ def open_train_test(
         kind: see `SetKind`.
         path: of a folder or shards.
         min_side: smaller images are skipped.
-        test: which images are held out, or how many. A set that has a `val` part (a sub-folder, or `val-*.tar`, with
-            `train` beside it) is split that way; its count says how many test images are taken at most.
+        test: which images are held out, or how many. A set with parts of its own is split that way: folders `train`
+            and `val`, `validation` or `test` in any case, or shards of such names; the count says how many test
+            images are taken at most.
         count: training scenes (solids).
         seed: of the scenes (solids); test scenes have another one.
 
@@ -194,38 +55,81 @@ def open_train_test(
     choice = HoldOut(count=test) if isinstance(test, int) else test
     if kind == "solids":
         _refuse_share(choice, "solids render their test images")
-        return SolidsSource(count, seed), SolidsSource(choice.count, seed + 1_000_003)
+        return SolidsSource(count, seed), SolidsSource(choice.most, seed + 1_000_003)
     if path is None:
         raise DataError(
             f"cannot open a set of kind {kind}: got no path; allowed is a folder or shards; set data.path"
         )
     root = Path(path)
-    if kind == "shards" or (kind == "auto" and (path.endswith(".tar") or any(root.glob("*.tar")))):
-        if not (any(root.glob("train-*.tar")) and any(root.glob("val-*.tar"))):
-            return hold_out(ShardSource(path, min_side), choice)
-        train: ImageSource = ShardSource(root / "train-*.tar", min_side)
-        val: ImageSource = ShardSource(root / "val-*.tar", min_side)
-    elif (root / "train").is_dir() and (root / "val").is_dir():
-        train, val = FolderSource(root / "train", min_side), FolderSource(root / "val", min_side)
-    else:
-        return hold_out(FolderSource(root, min_side), choice)
-    _refuse_share(choice, f"{path} has a val part")
-    return train, first(val, choice.count)
+    if kind == "auto":
+        kind = "shards" if _holds_shards(root) else "folder"
+    if kind == "shards":
+        parts = _find_parts([file.name for file in _files(root) if file.suffix == ".tar"], _shard_part)
+        return _open(root, parts, choice, lambda part: ShardSource(_shards_of(root, part), min_side))
+    parts = _find_parts([folder.name for folder in _folders(root)], str)
+    return _open(root, parts, choice, lambda part: FolderSource(root if part is None else root / part, min_side))
 
 
-def _hold_out_by_position(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource]:
-    if count >= len(source):
-        raise _too_many(count, len(source))
-    order = permutation(0, "hold out", 0, len(source)).numpy()
-    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+def _open(
+    root: Path, parts: _Parts, choice: HoldOut, source: Callable[[str | None], FileSource]
+) -> tuple[ImageSource, ImageSource]:
+    """The parts of a set, or what is held out of it. `source` opens a part, or for None the whole."""
+    if parts.train is None or parts.test is None:
+        return hold_out(source(None), choice)
+    _refuse_share(choice, f"{root} has a part {parts.test} of its own")
+    train, test = source(parts.train), source(parts.test)
+    for other in parts.others:
+        reason = f"a part that is not used: {parts.train} is trained on, {parts.test} is for testing"
+        train.skipped = (*train.skipped, (other, reason))
+    return train, first(test, choice.most)
 
 
-def _hash(name: str) -> bytes:
-    return text_digest(f"hold out {name}")
+def _find_parts(names: list[str], part_of: Callable[[str], str]) -> _Parts:
+    """The standard parts among names; without a training and a test part there are none."""
+    spelt: dict[str, str] = {}
+    for name in sorted(names):
+        spelt.setdefault(part_of(name).lower(), part_of(name))
+    train = next((spelt[name] for name in _TRAIN if name in spelt), None)
+    test = next((spelt[name] for name in _TEST if name in spelt), None)
+    if train is None or test is None:
+        return _Parts(None, None, ())
+    return _Parts(train, test, tuple(name for name in spelt.values() if name not in (train, test)))
 
 
-def _too_many(count: int, total: int) -> DataError:
-    return DataError(f"Cannot hold out {count} test images of a set of {total}. Lower data.test_count or add images.")
+def _shard_part(name: str) -> str:
+    match = _SHARD_PART.match(name)
+    return name if match is None else match[1]
+
+
+def _shards_of(root: Path, part: str | None) -> Path:
+    """The shards of a part, as `ShardSource` takes them."""
+    if part is None:
+        return root
+    alone = root / f"{part}.tar"
+    return alone if alone.is_file() else root / f"{part}[-_.0-9]*.tar"
+
+
+def _holds_shards(root: Path) -> bool:
+    """Whether shards lie at a path: a .tar file, a pattern, or a folder with at least as many of them as images."""
+    if not root.is_dir():
+        return root.suffix == ".tar"
+    num_shards = sum(file.suffix == ".tar" for file in _files(root))
+    if not num_shards:
+        return False
+    num_images = 0
+    for _, _, names in os.walk(root):
+        num_images += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+        if num_images > num_shards:
+            return False
+    return True
+
+
+def _files(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if entry.is_file()] if root.is_dir() else []
+
+
+def _folders(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
 
 
 def _refuse_share(choice: HoldOut, reason: str) -> None:

@@ -4,7 +4,6 @@ Members that share a key are one sample: `key.jpg` with `key.cls`, `key.txt` or 
 is that member. Folders and what file managers leave behind (names with a leading dot, `__MACOSX`) are passed over.
 """
 
-import json
 import posixpath
 import re
 import tarfile
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from davae.data.annotations import captions_of, parse_captions, parse_label, read_text
+from davae.data.annotations import captions_of, parse_captions, parse_label, parse_object, read_text
+from davae.data.decode import IMAGE_SUFFIXES
 from davae.data.errors import DataError
 from davae.data.records import Record, Records
 
-_IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _NOTE_EXTENSIONS = ("cls", "txt", "json")
 _NAME = re.compile(r"([^./]+)\.([^/]*)")  # the extension starts at the first dot, as in webdataset
 _METADATA = re.compile(r"metadata\.(jsonl|csv|parquet)")
@@ -141,19 +141,9 @@ def _annotations(
                 raise DataError(f"cannot read {where}: got {member}; allowed is text; write the shard again")
             stream.seek(member.offset_data)
             notes[extension] = read_text(stream.read(member.size), where)
-    entry = _parse_json(notes["json"], f"{sample}.json") if "json" in notes else {}
+    entry = parse_object(notes["json"], f"{sample}.json") if "json" in notes else {}
     captions = captions_of(notes["txt"]) if "txt" in notes else parse_captions(entry, f"{sample}.json")
     return captions, parse_label(notes.get("cls", entry.get("label")), f"the label of {sample}")
-
-
-def _parse_json(text: str, where: str) -> dict[str, object]:
-    try:
-        entry = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read {where}: got {error}; allowed is a JSON object; correct the file") from error
-    if not isinstance(entry, dict):
-        raise DataError(f"cannot read {where}: got {text[:80]!r}; allowed is a JSON object; correct the file")
-    return entry
 
 
 def _read_headers(file: Path, num_bytes: int) -> list[tarfile.TarInfo]:

@@ -25,12 +25,13 @@ class DataConfig(Config):
     kind: Literal["auto", "solids", "folder", "shards"] = "auto"
     """auto tells folders of images from tar shards by looking."""
     path: str | None = None
-    """Folder or shard pattern. A folder with train and val parts (sub-folders, or train-*.tar and val-*.tar) is
-    split that way; of any other, `test_count` images are held out."""
+    """Folder or shard pattern. A folder with parts of its own (sub-folders train and val, validation or test in any
+    case, or shards of such names) is split that way; of any other, `test_count` images are held out."""
     count: int = 20_000
     """Rendered training scenes (solids only)."""
-    test_count: int = 512
-    """Images for evaluation, never trained on: those with the smallest hashes of their ids, at any image size."""
+    test_count: int | None = None
+    """Images for evaluation, never trained on: those with the smallest hashes of their ids, at any image size. null
+    takes a tenth of the set, 512 at most."""
     test_share: float | None = None
     """Hold out this share of the images in place of test_count; then an image keeps its part as the set changes."""
     seed: int = 0
@@ -43,7 +44,9 @@ class DataConfig(Config):
             raise ValueError(f"data.kind {self.kind} needs data.path")
         if self.kind == "auto" and self.path is None:
             raise ValueError("data needs a path, or kind: solids")
-        require_positive(self, "count", "test_count")
+        require_positive(self, "count")
+        if self.test_count is not None:
+            require_positive(self, "test_count")
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise ValueError(f"test_share must lie between 0 and 1; got {self.test_share}")
 

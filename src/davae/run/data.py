@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 from davae.data.buckets import Size, bucket_sizes
+from davae.data.hold_out import HoldOut, Rule, filling
 from davae.data.image_source import ImageSource
 from davae.data.latent_cache import LatentCache
-from davae.data.splits import HoldOut, Rule, filling, open_train_test
+from davae.data.splits import open_train_test
 from davae.recipe import DataConfig
 from davae.run import geometry
 from davae.run.origins import Origins
@@ -96,8 +97,10 @@ class RunData:
         for name, reason in self.skipped[:SHOWN_SKIPPED]:
             self._say(f"skipped {name}: {reason}")
         if self.skipped:
-            self._say(f"{len(self.skipped)} images could not be used; the list is in run.json.")
-        if data.test_share is None and len(test) < data.test_count:
+            self._say(f"{len(self.skipped)} files could not be used; the list is in run.json.")
+        if data.kind != "solids" and data.test_count is None and data.test_share is None:
+            self._say(f"{len(test):,} images are for testing; data.test_count sets another number.")
+        if data.test_count is not None and data.test_share is None and len(test) < data.test_count:
             self._say(
                 f"{len(test):,} test images instead of {data.test_count:,}: no other that is held out is usable."
             )

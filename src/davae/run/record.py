@@ -10,7 +10,7 @@ from typing import Any
 
 from davae._version import __version__
 from davae.core.files import write_json
-from davae.data.splits import Rule
+from davae.data.hold_out import Rule
 from davae.evaluate.hardware import hardware
 
 

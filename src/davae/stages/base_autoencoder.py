@@ -8,8 +8,8 @@ import torch
 from davae.core.files import replacing_folder
 from davae.core.moments import ChannelMoments
 from davae.core.pixels import uint8_to_signed
+from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
-from davae.data.splits import first
 from davae.models.adapter import adapt
 from davae.models.chunking import chunks, images_at_once
 from davae.run import build, inputs

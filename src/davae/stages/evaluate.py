@@ -11,8 +11,8 @@ from torch import Tensor
 from davae.backbones.registry import backbone_of
 from davae.core.files import folder_hash
 from davae.core.pixels import uint8_to_signed
+from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
-from davae.data.splits import first
 from davae.evaluate.claims import generation_claims, reconstruction_claims, speed_claim
 from davae.evaluate.generation import CONTROL, SETS, UPGRADED, UPSAMPLED, measure_generation, with_random_detail
 from davae.evaluate.hardware import hardware

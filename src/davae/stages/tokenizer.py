@@ -8,8 +8,8 @@ from davae.core.files import folder_hash, replacing_folder
 from davae.core.moments import ChannelMoments
 from davae.core.pixels import uint8_to_signed
 from davae.core.precision import Precision, autocast
+from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
-from davae.data.splits import first
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.chunking import chunks, images_at_once
 from davae.run import build

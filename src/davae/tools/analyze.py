@@ -10,10 +10,10 @@ from torch import Tensor
 
 from davae.core.observer import Observer, Silent
 from davae.data.folder import FolderSource
+from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
-from davae.data.splits import first
 from davae.evaluate.agreement import base_and_detail_components, channels_of, correlation
 from davae.evaluate.analysis import LatentStatistics, gather, measure_latents, white_noise
 from davae.evaluate.hardware import hardware

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from davae.core.observer import Observer, Silent
-from davae.data.decode import UnusableImage, decode_image
-from davae.data.errors import DataError
 from davae.data.folder import FolderSource
 from davae.evaluate.autoencoder_table import (
     SMALLEST_SIDE,
@@ -129,19 +128,12 @@ def _open(folder: Path, size: int | None, multiple: int, observer: Observer) -> 
         return TestImages(source.ids, lambda index: source.images([index], size)[0], {**what, "preprocessing": made})
     made = f"whole, cropped at the centre to multiples of {multiple} px"
     return TestImages(
-        source.ids, lambda index: _whole(folder, source.ids[index], multiple), {**what, "preprocessing": made}
+        source.ids, lambda index: _cropped(source.whole(index), multiple), {**what, "preprocessing": made}
     )
 
 
-def _whole(folder: Path, name: str, multiple: int) -> Tensor:
-    """An image as it is, uint8 [3, H, W], but for what is cropped on all sides."""
-    try:
-        image = decode_image((folder / name).read_bytes(), name)
-    except (UnusableImage, OSError) as error:
-        raise DataError(
-            f"cannot load image {name}: got {error}; allowed are the bytes that were there when the set was opened; "
-            f"restore {folder / name} or start again"
-        ) from error
+def _cropped(image: Image.Image, multiple: int) -> Tensor:
+    """An image but for what is cropped on all sides, uint8 [3, H, W]."""
     width, height = (side // multiple * multiple for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.array(image.crop((left, top, left + width, top + height)))

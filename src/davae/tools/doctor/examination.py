@@ -10,7 +10,7 @@ from torch import Tensor
 from davae.core.layout import LatentLayout
 from davae.core.pixels import uint8_to_signed
 from davae.core.widen import KeyReport
-from davae.data.splits import first
+from davae.data.hold_out import first
 from davae.models.adapter import adapt
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.declared_scaling import scaling_of
