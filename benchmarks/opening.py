@@ -38,6 +38,7 @@ def picture(number: int) -> bytes:
 
 def make(folder: Path, images: int, kind: str) -> None:
     """Write the set."""
+    folder.mkdir(exist_ok=True)
     for first in range(0, images, SHARD):
         members = {f"{number:08d}": number for number in range(first, min(first + SHARD, images))}
         if kind == "shards":
@@ -71,7 +72,6 @@ def open_once(folder: Path) -> dict[str, float]:
 
 def measure(folder: Path, images: int, kind: str) -> list[dict[str, float]]:
     """Three openings of a new set, each in a fresh process."""
-    (folder / "set").mkdir()
     make(folder / "set", images, kind)
     command = [sys.executable, __file__, "--open", str(folder / "set")]
     environment = {**os.environ, "DAVAE_CACHE": str(folder / "cache")}

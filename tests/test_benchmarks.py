@@ -126,6 +126,16 @@ def test_the_plain_transformer_is_the_same_function(benchmark: Import, monkeypat
         transformer.agreement(ours, plain, batch)
 
 
+@pytest.mark.parametrize("kind", ["shards", "folder"])
+def test_openings_are_of_the_same_images(benchmark: Import, tmp_path: Path, kind: str) -> None:
+    opening = benchmark("opening")
+    opening.make(tmp_path / "set", 1024, kind)
+    first, again = (opening.open_once(tmp_path / "set") for _ in range(2))
+    assert first["images"] == 1024
+    assert first["identity"] == again["identity"]
+    assert again["seconds"] < 5
+
+
 def test_the_data_path_is_that_of_fine_tuning(benchmark: Import, tmp_path: Path) -> None:
     data_path = benchmark("data_path")
     given = ["--workers", "0,1", "--samples", "8", "--batch", "2", "--steps", "5", "--step-seconds", "0.01"]
