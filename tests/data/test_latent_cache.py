@@ -367,6 +367,13 @@ def test_a_cache_of_format_1_is_read(folder: Path) -> None:
     assert torch.equal(cache.moments(range(COUNT))[0], want.moments(range(COUNT))[0])
 
 
+def test_captions_and_labels_of_earlier_formats_are_passed_over(folder: Path) -> None:
+    path, want = folder / "manifest.json", LatentCache(folder)
+    of_the_set = {"captions": ["a"] * COUNT, "labels": [0] * COUNT, "class_names": ["ant"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | of_the_set | {"format_version": 2}))
+    assert LatentCache(folder).manifest == dataclasses.replace(want.manifest, format_version=2)
+
+
 def test_statistics_that_format_1_could_not_hold_are_refused(tmp_path: Path) -> None:
     packed = manifest(shift=(0.0,) * 4 * (BASE + DETAIL), scale=(1.0,) * 4 * (BASE + DETAIL), format_version=1)
     folder = write_cache(tmp_path, packed, Encoder().shards())

@@ -16,12 +16,12 @@ from typing import Any
 
 from davae.core.config import Config
 from davae.core.files import folder_hash, text_hash
-from davae.data.image_source import ImageSource
 from davae.data.prompt_cache import PromptSet
 from davae.models.loading import autoencoder_folder
 from davae.recipe import GIVEN_AUTOENCODER
 from davae.run import pipelines
 from davae.run.build import pretrain
+from davae.run.rounds import Round
 from davae.run.run import Run
 from davae.train.settings import LoopConfig
 
@@ -61,8 +61,9 @@ def base_latents(run: Run, data: str | None = None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)  # several stages ask for it
-def captions(source: ImageSource) -> str:
-    """Hash of the captions of a set of images, by id."""
+def captions(current: Round) -> str:
+    """Hash of the captions of the images of a round, by id."""
+    source = current.source
     return PromptSet.of(dict(zip(source.ids, source.captions, strict=True))).fingerprint
 
 

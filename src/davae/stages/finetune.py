@@ -45,7 +45,7 @@ def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
 
 def _trained_on(run: Run, name: RoundName) -> dict[str, Any]:
     """What it depends on, and the captions that it saw."""
-    seen = {"captions": inputs.captions(Round(run, name).source)} if run.pair.is_text else {}
+    seen = {"captions": inputs.captions(Round(run, name))} if run.pair.is_text else {}
     return {**depends_on(run, name), **seen}
 
 

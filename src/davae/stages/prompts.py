@@ -21,7 +21,7 @@ def depends_on(run: Run, name: RoundName) -> dict[str, Any]:
     current = Round(run, name)
     return {
         "prompts": settings(run.recipe.prompts),
-        "captions": captions(current.source),
+        "captions": captions(current),
         "preview": sorted(prompts_of_previews(current)),
         "encoders": build.prompt_key(run)["encoders"],
     }
