@@ -1,6 +1,6 @@
 """The paper's table of alignment weights, for any base and images: one training a cell, then one row each.
 
-    python benchmarks/alignment.py recipes/taef2-imagenette.yaml --judge FOLDER \\
+    python benchmarks/alignment.py taef2-imagenette --judge FOLDER \\
         --detail 32,64,96 --weights 0,0.1,0.5,1.0 --set pair=taef2 --set data.path=FOLDER --set tokenizer.steps=340
 
 A run is named after its cell and goes on where it was stopped; a finished one is only measured. PSNR and SSIM are of

@@ -2,9 +2,9 @@
 
 SD3's own classes, with CLIP and T5 encoders of random weights over a vocabulary of 18 words; no hub, no data set.
 
-    davae pretrain recipes/solids-text-autoencoder.yaml
+    davae pretrain solids-text-autoencoder
     PYTHONPATH=tests python benchmarks/text_to_image.py pair runs/solids-text-autoencoder/pretrain/vae PAIR
-    davae run recipes/solids-text.yaml --set pair=PAIR
+    davae run solids-text --set pair=PAIR
     PYTHONPATH=tests python benchmarks/text_to_image.py judge runs/solids-text
 
 `pair` trains the base for 64 px (64 tokens) and can be stopped and run again; torchrun with two processes works.
@@ -40,7 +40,8 @@ from davae.models.adapter import adapt
 from davae.models.loading import load_autoencoder
 from davae.train.checkpoint import CheckpointStore
 from davae.train.conditions import Prompts
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.ema import ExponentialAverage
 from davae.train.feed import Share, feed
 from davae.train.journal import Journal

@@ -118,9 +118,7 @@ def test_package_carries_a_pair_with_its_provenance() -> None:
     assert not [path for path in pair.rglob("*") if path.is_file() and path.suffix not in (".json", ".safetensors")]
     provenance = json.loads((pair / "provenance.json").read_text())
     assert {"git", "date", "last", "hardware", "recipe"} <= provenance.keys()
-    assert (
-        load_recipe(ROOT / "recipes" / "solids-pair.yaml").as_dict() == parse_recipe(provenance["recipe"]).as_dict()
-    )
+    assert load_recipe("solids-pair").as_dict() == parse_recipe(provenance["recipe"]).as_dict()
 
 
 def test_embedded_pair_draws_its_classes() -> None:

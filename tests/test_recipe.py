@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from davae.recipe import BaseTransformerConfig, RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
+from davae.recipe import RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted([*ROOT.glob("src/davae/recipes/*.yaml"), *ROOT.glob("recipes/*.yaml")])
+SHIPPED = sorted((ROOT / "src" / "davae" / "recipes").glob("*.yaml"))
 
 MINIMAL = """
 name: tiny
@@ -106,26 +106,26 @@ def test_every_problem_is_listed_at_once() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("finetune.steps=many", "finetune.steps: .*integer.*'many'"),
-        ("finetune.steps=1.5", "finetune.steps: .*integer.*1.5"),
-        ("finetune.flips=maybe", "finetune.flips: .*boolean.*'maybe'"),
+        ("finetune.steps=many", "finetune.steps: must be a whole number, at least 1; got 'many'"),
+        ("finetune.steps=1.5", "finetune.steps: must be a whole number, at least 1; got 1.5"),
+        ("finetune.flips=maybe", "finetune.flips: must be true or false; got 'maybe'"),
         ("finetune.optim.betas=[0.9]", r"finetune.optim.betas.1: .*required"),
-        ("finetune.precision=fp16", "finetune.precision: .*'fp32' or 'bf16' .got 'fp16'"),
+        ("finetune.precision=fp16", "finetune.precision: must be 'fp32' or 'bf16'; got 'fp16'"),
         ("finetune.init=zeros", "finetune.init: .*'zero', 'random' or 'repeat'"),
-        ("finetune=3", "finetune: .*dictionary.*3"),
+        ("finetune=3", "finetune: must be a section; got 3"),
         ("data=", "section tokenizer needs section data"),
-        ("name=", "name: .*string.*None"),
+        ("name=", "name is the run's folder: .*; got ''"),
         ("data.kind=solid", "data.kind: .*'solids'"),
         ("data.kind=folder", "data: data.kind folder needs data.path"),
         ("data.kind=auto", "data: data needs a path, or kind: solids"),
-        ("finetune.steps=0", "finetune: steps must be at least 1; got 0"),
+        ("finetune.steps=0", "finetune.steps: must be a whole number, at least 1; got 0"),
         ("finetune.accumulation=3", "finetune: batch_size must be a multiple of accumulation 3; got 4"),
-        ("finetune.ema_decay=1.0", r"finetune: ema_decay must lie in \[0, 1\); got 1.0"),
+        ("finetune.ema_decay=1.0", r"finetune.ema_decay: must be a number in \[0, 1\); got 1.0"),
         ("cache.flips=false", "finetune.flips needs mirrored latents in the cache"),
-        ("sample.count=0", "sample: count must be at least 1; got 0"),
-        ("cache.shard_size=0", "cache: shard_size must be at least 1; got 0"),
-        ("evaluate.reconstructions=0", "evaluate: reconstructions must be at least 1; got 0"),
-        ("data.test_count=0", "data: test_count must be at least 1; got 0"),
+        ("sample.count=0", "sample.count: must be a whole number, at least 1; got 0"),
+        ("cache.shard_size=0", "cache.shard_size: must be a whole number, at least 1; got 0"),
+        ("evaluate.reconstructions=0", "evaluate.reconstructions: must be a whole number, at least 1; got 0"),
+        ("data.test_count=0", "data.test_count: must be a whole number, at least 1; got 0"),
     ],
 )
 def test_a_wrong_value_names_its_key(override: str, expected: str) -> None:
@@ -149,7 +149,7 @@ def test_a_run_may_end_early() -> None:
 
 
 def test_the_image_size_must_fit_the_scale() -> None:
-    for size in (33, 0, -2):
+    for size in (33, 0):
         assert f"multiple of the scale 2; got {size}" in refusal(f"image_size={size}")
     assert "multiple of the scale 4; got 34" in refusal("image_size=34", "tokenizer.scale=4")
     assert parse("image_size=64", "tokenizer.scale=4").image_size == 64
@@ -158,19 +158,6 @@ def test_the_image_size_must_fit_the_scale() -> None:
 def test_the_image_size_must_fit_the_pair_that_is_made() -> None:
     assert parse(PRETRAIN).pretrain.image_size == 16
     assert "pretrain.image_size x scale = 32; got 64" in refusal(PRETRAIN, "image_size=64")
-
-
-@pytest.mark.parametrize(
-    ("part", "key", "hint"),
-    [
-        ("autoencoder", "latent_chanels", "AutoencoderDC; did you mean 'latent_channels'?"),
-        ("transformer", "num_layer", "LightningDiT; did you mean 'num_layers'?"),
-        ("transformer", "in_channels", "LightningDiT; known arguments: "),  # follows from the autoencoder
-    ],
-)
-def test_the_arguments_of_a_model_are_checked(part: str, key: str, hint: str) -> None:
-    message = refusal(PRETRAIN, f"pretrain.{part}.model_config.{key}=3")
-    assert f"pretrain.{part}: model_config.{key} is nothing to set of {hint}" in message
 
 
 def test_a_section_may_come_from_another_run() -> None:
@@ -214,21 +201,6 @@ def test_a_pair_may_be_made_over_a_given_autoencoder() -> None:
     assert "both 'from' and its own settings" in refused(autoencoder={"from": "vae", "steps": 3})
     assert "must hold the settings of its training, or {from: FOLDER}" in refused(autoencoder=None)
     assert "no transformer to train" in refused(transformer=None)
-
-
-def test_a_size_is_a_geometry_and_may_be_changed() -> None:
-    def arguments(**given: Any) -> dict[str, Any]:
-        return BaseTransformerConfig(steps=1, batch_size=1, **given).arguments
-
-    assert arguments(size="L") == {"hidden_size": 1024, "num_layers": 24, "num_attention_heads": 16}
-    assert arguments(size="B", model_config={"patch_size": 2, "num_layers": 3}) == {
-        "hidden_size": 768,
-        "num_layers": 3,
-        "num_attention_heads": 12,
-        "patch_size": 2,
-    }
-    assert arguments() == {}
-    assert "transformer.size: " in refusal(PRETRAIN, "pretrain.transformer.size=XXL")
 
 
 def test_overrides_are_merged_before_validation() -> None:
@@ -293,8 +265,8 @@ def test_words_stay_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "must hold a mapping of sections; got NoneType"),
-        ("- a\n- b\n", "must hold a mapping of sections; got list"),
+        ("", "must hold a mapping of sections; got None"),
+        ("- a\n- b\n", "must hold a mapping of sections; got \\['a', 'b'\\]"),
         ("name: [1", "is not valid YAML"),
         ("name: tiny\n", "nothing to run"),
     ],
@@ -308,7 +280,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str, expected: 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe .*nowhere\.yaml. Give the path of a YAML file"):
+    with pytest.raises(RecipeError, match=r"no recipe .*nowhere\.yaml. Give a YAML file, the folder of a run, or"):
         load_recipe(tmp_path / "nowhere.yaml")
 
 
@@ -317,10 +289,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         ("name=../elsewhere", "name is the run's folder"),
         ("name=..", "name is the run's folder"),
-        ("finetune.optim.lr=-1", "lr must not be negative"),
-        ("tokenizer.detail_dropout=1.0", r"detail_dropout must be in \[0, 1\)"),
-        ("evaluate={speed_batch: -3}", "speed_batch must be 0"),
-        ("sample={guidance_channels: 0}", "guidance_channels must be at least 1"),
+        ("finetune.optim.lr=-1", "lr: must be a finite number, at least 0; got -1"),
+        ("tokenizer.detail_dropout=1.0", r"detail_dropout: must be a number in \[0, 1\)"),
+        ("evaluate={speed_batch: -3}", "speed_batch: must be a whole number, at least 0"),
+        ("sample={guidance_channels: 0}", "guidance_channels: must be a whole number, at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(change: str, expected: str) -> None:

@@ -14,8 +14,9 @@ from backbones.trained import DETAIL, predict, trained, widened
 from conftest import assert_close
 from davae.backbones import adapter
 from davae.backbones.adapter import HEADS_FILE, LORA_FILE, load_adapter, save_adapter
-from davae.backbones.lora import LoraSettings, merge_lora, prepare_lora
+from davae.backbones.lora import merge_lora, prepare_lora
 from davae.backbones.registry import backbone_of
+from davae.backbones.settings import LoraSettings
 
 NAMES = ("lightningdit", "sd3", "flux", "flux2", "pixart", "sana", "dit", "hunyuan")
 

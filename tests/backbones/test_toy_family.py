@@ -10,7 +10,7 @@ import davae
 from backbones.toy_family import TEXT, TOY, ToyPipeline, ToyTransformer, register, toy_pipeline
 from conftest import assert_close
 from davae.backbones.adapter import save_adapter
-from davae.backbones.lora import LoraSettings, prepare_lora
+from davae.backbones.lora import prepare_lora
 from davae.backbones.pair import Pair
 from davae.backbones.registry import (
     backbone_named,
@@ -19,6 +19,7 @@ from davae.backbones.registry import (
     text_pipelines,
     trained_backbones,
 )
+from davae.backbones.settings import LoraSettings
 from davae.core.flow import from_sigma
 from tiny_text import MAX_LENGTH
 

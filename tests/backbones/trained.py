@@ -7,8 +7,9 @@ from torch import Tensor
 
 import davae
 from backbones.families import FAMILIES, Family
-from davae.backbones.lora import LoraSettings, prepare_lora
+from davae.backbones.lora import prepare_lora
 from davae.backbones.registry import backbone_of
+from davae.backbones.settings import LoraSettings
 
 DETAIL = 6
 

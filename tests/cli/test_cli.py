@@ -12,6 +12,7 @@ import yaml
 from davae.backbones.public import PUBLIC
 from davae.cli import STAGE_VERBS, TOOLS, build_parser, convert, doctor, main
 from davae.cli import recipe as recipe_verbs
+from davae.cli.recipe import load
 from davae.convert.dispatch import KINDS
 from davae.evaluate.gpus import GPUS
 from davae.recipe import load_recipe, parse_recipe
@@ -60,7 +61,7 @@ def test_help_explains_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_verb_has_help_and_the_common_options(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     status, text = davae(capsys, verb, "--help")
     assert status == 0
-    for option in ("--set KEY=VALUE", "--runs-dir", "--dry-run", "--overwrite"):
+    for option in ("--set KEY=VALUE", "--overlay FILE", "--quick", "--runs-dir", "--dry-run", "--overwrite"):
         assert option in text
 
 
@@ -100,6 +101,28 @@ def test_asking_imports_nothing_heavy(arguments: list[str]) -> None:
     imported = set(re.findall(r"^import time:[\s\d|]*\|\s*(\w+)", answer.stderr, re.MULTILINE))
     assert "davae" in imported
     assert not imported & {"torch", "diffusers", "transformers", "accelerate", "numpy", "pydantic", "yaml", "rich"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "nowhere.yaml"],
+        ["run", "sd35m-1k", "--set", "tokenizer.stepz=1"],
+        ["sample", "solids-pair", "--set", "sample.steps=0"],
+        ["doctor", "demo", "--quick", "--set", "name=a b"],
+        ["export", "demo", "folder", "--overlay", "nowhere.yaml"],
+        ["generate", "a fox", "--from", "sd35m-1k", "--out", "out", "--set", "seed=x"],
+        ["keys", "finetune.stepz"],
+    ],
+    ids=" ".join,
+)
+def test_a_refused_recipe_imports_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "davae", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert re.search(r"^davae: ", answer.stderr, re.MULTILINE)
+    imported = set(re.findall(r"^import time:[\s\d|]*\|\s*(\w+)", answer.stderr, re.MULTILINE))
+    assert not imported & {"torch", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "rich"}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +224,8 @@ def test_a_missing_recipe_is_one_line(capsys: pytest.CaptureFixture[str], tmp_pa
     missing = tmp_path / "nowhere.yaml"
     status, text = davae(capsys, "run", missing)
     assert status == 1
-    assert text == f"davae: There is no recipe {missing}. Give the path of a YAML file.\n"
+    assert text.startswith(f"davae: There is no recipe {missing}. Give a YAML file, the folder of a run, or")
+    assert text.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", ["", "name: [1", "\x00", "just words"])
@@ -258,4 +282,28 @@ def test_of_several_processes_one_names_the_error(
 def test_settings_may_be_given_many_times() -> None:
     options = build_parser().parse_args(["run", "r.yaml", "--set", "a=1", "--set", "b.c=2"])
     assert options.set == ["a=1", "b.c=2"]
-    assert options.runs_dir == Path("runs")
+    assert options.runs_dir is None
+
+
+def test_a_path_after_an_equals_sign_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    options = build_parser().parse_args(["generate", "x", "--from=~/pair", "--out=~/out", "--runs-dir=~/runs"])
+    assert options.source == "/home/someone/pair"
+    assert (options.out, options.runs_dir) == (Path("/home/someone/out"), Path("/home/someone/runs"))
+
+
+def test_a_run_stays_where_it_is(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "copied"
+    run.mkdir(parents=True)
+    recipe.rename(run / "recipe.yaml")
+    (run / "run.json").write_text('{"name": "tiny", "stages": {}}')
+    monkeypatch.chdir(run)
+    status, text = davae(capsys, "run", ".", "--dry-run")
+    assert status == 0 and "name: copied" in text
+    options = build_parser().parse_args(["run", "../copied", "--set", "name=beside"])
+    loaded, runs = load(options)
+    assert (loaded.name, runs) == ("beside", tmp_path / "runs")
+    status, text = davae(capsys, "run", ".", "--runs-dir", tmp_path)
+    assert status == 1 and f"stays in {tmp_path / 'runs'}; got --runs-dir {tmp_path}. Leave it out" in text

@@ -19,7 +19,10 @@ def test_a_section_is_printed_in_80_columns(capsys: pytest.CaptureFixture[str]) 
     text = keys(capsys, "finetune.optim")
     assert max(map(len, text.splitlines())) <= 80
     assert re.findall(r"^\S+", text, re.MULTILINE) == [key.name for key in describe_keys("finetune.optim")]
-    assert "finetune.optim.max_grad_norm  number or null; default: null\n    Gradients are scaled down" in text
+    assert (
+        "finetune.optim.max_grad_norm  number or null: more than 0; default: null\n    Gradients are scaled down"
+        in text
+    )
 
 
 def test_all_keys_are_printed_without_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +43,7 @@ def test_markdown_is_the_page_or_a_part_of_it(capsys: pytest.CaptureFixture[str]
 def test_a_key_alone_has_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         keys(capsys, "seed", "--markdown").splitlines()[-1]
-        == "| `seed` | integer | `0` | Of everything random in the run. |"
+        == "| `seed` | integer: at least 0 | `0` | Of everything random in the run. |"
     )
 
 

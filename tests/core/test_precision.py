@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from davae.core.precision import DTYPES, SHORT_DTYPES, DtypeName, Precision, autocast, dtype_name
+from davae.core.names import DtypeName, Precision
+from davae.core.precision import DTYPES, SHORT_DTYPES, autocast, dtype_name
 
 CPU = torch.device("cpu")
 

@@ -2,13 +2,12 @@
 
 import re
 import shlex
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from davae.cli import build_parser
-from davae.recipe import load_recipe
+from davae.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,9 +50,8 @@ def test_every_command_in_a_code_block_parses(page: Path, arguments: list[str]) 
         return
     options = build_parser().parse_args(arguments)
     recipe = getattr(options, "recipe", None)
-    if recipe is not None and recipe.startswith("recipes/"):
-        assert (ROOT / recipe).is_file(), f"{page} names {recipe}"
-        load_recipe(ROOT / recipe, options.set)
+    if recipe in shipped_recipes():
+        load_recipe(recipe, options.set)
 
 
 def test_commands_are_found_where_people_write_them() -> None:
@@ -75,11 +73,10 @@ def test_a_wrong_command_is_caught(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_overrides_in_the_paper_map_are_valid_recipe_entries() -> None:
-    demo = Path(str(files("davae") / "recipes" / "demo.yaml"))
     cases = overrides((ROOT / "docs" / "paper-map.md").read_text())
     assert cases
     for arguments in cases:
-        load_recipe(demo, build_parser().parse_args(arguments).set)
+        load_recipe("demo", build_parser().parse_args(arguments).set)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -83,7 +83,7 @@ def test_row(line: int, cells: list[str]) -> None:
 
 def test_paths_and_commands_outside_the_tables_exist() -> None:
     for span in _spans(PAGE.read_text()):
-        if re.fullmatch(r"(src|docs|tests|recipes|benchmarks)/[\w./-]+(::\w+)?", span):
+        if re.fullmatch(r"(src|docs|tests|benchmarks)/[\w./-]+(::\w+)?", span):
             assert (ROOT / span.partition("::")[0]).is_file(), span
         if span.startswith("davae "):
             build_parser().parse_args(shlex.split(span)[1:])

@@ -183,7 +183,8 @@ def test_fewer_detail_than_base_channels_work_without_alignment(recipe: Path, tm
     [
         ("image_size=64", "got 64, allowed 32"),
         ("tokenizer.scale=4", "got 32, allowed 64"),
-        ("tokenizer.detail_channels=0", "at least one detail channel; got 0"),
+        ("tokenizer.detail_channels=0", "detail_channels: must be a whole number, at least 1; got 0"),
+        ("sample.guidance_channels=999", "guidance_channels must be at most the latent's"),
         ("tokenizer.perceptual={vgg: no/vgg.pth, linear: no/lpips.pth}", "no file at no/vgg.pth"),
     ],
 )
@@ -252,3 +253,34 @@ def test_a_cache_of_other_images_is_refused(recipe: Path, copied: Path, tmp_path
     status, said = run(recipe, tmp_path / "elsewhere", *other, verb="finetune")
     assert status == 1
     assert "source" in said
+
+
+def test_a_training_that_diverged_goes_on_as_its_error_says(recipe: Path, tmp_path: Path) -> None:
+    settings = ["--set", "finetune.checkpoint_every=1", "--set", "sample=null", "--set", "evaluate=null"]
+    status, said = run(recipe, tmp_path, *settings, "--set", "finetune.optim.lr=1e30")
+    assert status == 1 and "not finite" in said
+    lower = [*settings, "--set", "finetune.optim.lr=1e-4"]
+    advice = re.search(r"pass (--\w+) to start this stage anew", said)
+    assert advice is not None
+    status, said = run(recipe, tmp_path, *lower)
+    assert status == 1 and f"pass {advice[1]} to start this stage anew" in said
+    status, said = run(recipe, tmp_path, *lower, advice[1])
+    assert status == 0, said
+    assert skipped(said) == ["tokenizer", "cache"]
+
+
+def test_a_run_goes_on_by_its_folder_from_another_working_directory(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    pair = Path(values["pair"])
+    (tmp_path / "here" / "elsewhere").mkdir(parents=True)
+    (tmp_path / "here" / "pair").symlink_to(pair)
+    (tmp_path / "here" / "recipe.yaml").write_text(yaml.safe_dump(values | {"pair": "pair"}))
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(Path("recipe.yaml"), Path("runs"), verb="train-tokenizer")[0] == 0
+    monkeypatch.chdir("elsewhere")
+    status, said = run(Path("../runs/tiny"), Path("../runs"), verb="cache")
+    assert status == 0, said
+    status, said = run(Path("../runs/tiny"), Path("../runs"), verb="train-tokenizer")
+    assert (status, skipped(said)) == (0, ["tokenizer"]), said

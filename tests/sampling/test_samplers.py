@@ -20,9 +20,9 @@ from davae.models.adapter import UpgradedAdapter, adapt
 from davae.models.declared_scaling import scaling_of
 from davae.recipe import RecipeError, parse_recipe
 from davae.sampling import class_sampler, sampler
-from davae.sampling.class_sampler import ClassSampler, Labels
+from davae.sampling.class_sampler import ClassSampler
 from davae.sampling.sampler import DECODED_AT_ONCE, Sampler, computing, decode, decoder_parts, preview
-from davae.sampling.settings import SamplerSettings
+from davae.sampling.settings import Labels, SamplerSettings
 from davae.sampling.text_sampler import TextSampler, TypedPrompts
 from tiny_pair import build_tiny_pair
 from tiny_text import MAX_LENGTH, tiny_text_pipeline
@@ -163,6 +163,13 @@ def test_half_precision_and_guided_channels_reach_the_transformer(pair: davae.Li
     assert_close(late, plain, 1e-6)
 
 
+def test_more_guided_channels_than_there_are_is_refused(pair: davae.LightningDiTPipeline) -> None:
+    with pytest.raises(
+        ValueError, match=r"guidance_channels must be at most the latent's \d+ channels, or null; got 999"
+    ):
+        of_classes(pair, guidance_channels=999)
+
+
 def test_text_pipelines_compute_in_half_precision_and_keep_their_state(upgraded_text: Any) -> None:
     exact = of_text(upgraded_text, steps=3).latents([0])
     rounded = of_text(upgraded_text, steps=3, precision="bf16").latents([0])
@@ -190,10 +197,12 @@ def test_computing_leaves_nothing_behind_after_an_error(upgraded_text: Any) -> N
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("interval", ["[0.5, 0.2]", "[-0.1, 1.0]", "[0.0, 1.5]"])
+@pytest.mark.parametrize("interval", ["[0.5, 0.2]", "[0.3, 0.3]", "[-0.1, 1.0]", "[0.0, 1.5]"])
 def test_an_impossible_interval_is_refused(interval: str) -> None:
     values = {"name": "x", "data": {"kind": "solids"}, "sample": {"guidance_interval": json.loads(interval)}}
-    with pytest.raises(RecipeError, match="guidance_interval must be two times in order"):
+    with pytest.raises(
+        RecipeError, match=r"guidance_interval(\.\d: must be a number in \[0, 1\]| must be two times in order)"
+    ):
         parse_recipe(values)
 
 
@@ -201,8 +210,8 @@ def test_an_impossible_interval_is_refused(interval: str) -> None:
     ("setting", "message"),
     [
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two times in order"),
-        ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"guidance_channels": 0}, "guidance_channels must be at least 1; got 0"),
+        ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
+        ({"guidance_channels": 0}, "guidance_channels must be a whole number, at least 1; got 0"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:

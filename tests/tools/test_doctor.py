@@ -19,7 +19,7 @@ from tiny_run import RECIPE, run
 from tiny_text import MAX_LENGTH, build_tiny_text_pair
 
 CLASS_CHECKS = [check.name for check in CHECKS if check.name != "prompt cache"]
-SD35 = Path(__file__).parents[2] / "recipes" / "sd35m-1k.yaml"
+SD35 = "sd35m-1k"
 
 
 def tiny(pair: Path | str, **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from davae.tools.doctor.trainings import Outline
 from davae.train.task import Task
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src/davae/recipes").glob("*.yaml")])
+RECIPES = sorted((ROOT / "src/davae/recipes").glob("*.yaml"))
 
 
 class Trained(Exception):

@@ -14,7 +14,8 @@ from safetensors import safe_open
 import davae
 from davae.backbones.adapter import save_adapter
 from davae.backbones.finetuned import load_finetuned
-from davae.backbones.lora import LoraSettings, prepare_lora
+from davae.backbones.lora import prepare_lora
+from davae.backbones.settings import LoraSettings
 from davae.core.files import folder_hash
 from davae.evaluate.results import Measurement, Results
 from davae.recipe import parse_recipe

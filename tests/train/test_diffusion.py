@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import davae
 from conftest import assert_close
-from davae.backbones.lora import LoraSettings, merge_lora, prepare_lora
+from davae.backbones.lora import merge_lora, prepare_lora
+from davae.backbones.settings import LoraSettings
 from davae.core.flow import from_sigma, interpolate, predicted_data, shift_time, sigma_shift
 from davae.core.layout import LatentLayout
 from davae.core.losses import weighted_mse
@@ -19,7 +20,8 @@ from davae.data.latent_cache import CacheManifest, LatentCache, write_cache
 from davae.train.batch import Batch
 from davae.train.checkpoint import CheckpointStore
 from davae.train.conditions import Labels
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.feed import Share, feed
 from davae.train.latent_set import LatentSet, draws
 from davae.train.loop import train

@@ -17,13 +17,12 @@ from davae.train.checkpoint import CheckpointStore
 from davae.train.feed import Share, feed
 from davae.train.image_set import ImageSet
 from davae.train.loop import train
-from davae.train.objective import AutoencoderConfig
+from davae.train.objective import AutoencoderConfig, VisionAlignConfig, VisionWeighting
 from davae.train.reconstructor import PlainReconstructor
 from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
-from davae.train.vision_alignment import VisionAlignConfig, VisionAlignment, VisionWeighting
+from davae.train.vision_alignment import VisionAlignment
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TIGHT = VisionWeighting(weight=1.0, cosine_margin=0.0, distance_margin=0.0)
 
 
@@ -154,7 +153,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_build_the_published_autoencoders(name: str) -> None:
-    section = load_recipe(RECIPES / f"{name}.yaml").pretrain
+    section = load_recipe(name).pretrain
     with torch.device("meta"):
         model = AutoencoderKL(**section.autoencoder.model_config)
         latent = model.encode(torch.empty(1, 3, section.image_size, section.image_size)).latent_dist.mode()
@@ -164,7 +163,7 @@ def test_recipes_build_the_published_autoencoders(name: str) -> None:
 
 
 def test_the_released_model_has_three_phases() -> None:
-    config = load_recipe(RECIPES / "vavae-f16d32.yaml").pretrain.autoencoder
+    config = load_recipe("vavae-f16d32").pretrain.autoencoder
     epoch = 1_281_167 / 256
     found = [(entry.weight, entry.cosine_margin, entry.distance_margin) for entry in config.vision.phases]
     assert found == [(0.5, 0, 0), (0.1, 0, 0), (0.1, 0.5, 0.25)]
@@ -173,9 +172,7 @@ def test_the_released_model_has_three_phases() -> None:
 
 
 def test_recipes_differ_in_the_alignment_alone() -> None:
-    whole, plain = (
-        load_recipe(RECIPES / f"{name}.yaml").pretrain.autoencoder for name in ("vavae-f16d32", "ldm-f16d32")
-    )
+    whole, plain = (load_recipe(name).pretrain.autoencoder for name in ("vavae-f16d32", "ldm-f16d32"))
     fields = {name for name in vars(whole) if getattr(whole, name) != getattr(plain, name)}
     assert fields == {"vision", "steps"}
     assert plain.vision is None
@@ -183,7 +180,7 @@ def test_recipes_differ_in_the_alignment_alone() -> None:
 
 def test_a_phase_of_the_command_line_is_checked() -> None:
     short = "pretrain.autoencoder.vision.phases=[{weight: 0.1, cosine_margin: 0.5, distance_margin: 0.25}]"
-    config = load_recipe(RECIPES / "vavae-f16d32.yaml", [short]).pretrain.autoencoder
-    assert config.vision.phases == VisionAlignConfig(model="").phases
+    config = load_recipe("vavae-f16d32", [short]).pretrain.autoencoder
+    assert config.vision.phases == VisionAlignConfig(model="somewhere").phases
     with pytest.raises(RecipeError, match=r"phases\.0\.weigth: unknown key; did you mean 'weight'"):
-        load_recipe(RECIPES / "vavae-f16d32.yaml", [short.replace("weight", "weigth")])
+        load_recipe("vavae-f16d32", [short.replace("weight", "weigth")])

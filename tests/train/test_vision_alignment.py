@@ -9,7 +9,8 @@ from transformers import Dinov2Config, Dinov2Model
 from conftest import assert_close
 from davae.core.vision_loss import vision_foundation
 from davae.models.vision_features import FoundationFeatures
-from davae.train.vision_alignment import VisionAlignConfig, VisionAlignment, VisionProjection, VisionWeighting
+from davae.train.objective import VisionAlignConfig, VisionWeighting
+from davae.train.vision_alignment import VisionAlignment, VisionProjection
 
 RELEASED = (
     VisionWeighting(from_step=0, weight=0.5, cosine_margin=0.0, distance_margin=0.0),
@@ -36,14 +37,14 @@ def test_phases_must_follow_each_other_from_step_0(starts: tuple[int, ...]) -> N
 
 
 def test_a_weighting_has_a_weight() -> None:
-    with pytest.raises(ValueError, match="weight must be positive; got 0"):
+    with pytest.raises(ValueError, match="weight must be a finite number, more than 0; got 0"):
         VisionWeighting(weight=0)
 
 
 @pytest.mark.parametrize("setting", ["from_step", "cosine_margin", "distance_margin"])
 def test_a_weighting_has_no_negative_setting(setting: str) -> None:
     values: dict[str, Any] = {setting: -1}
-    with pytest.raises(ValueError, match=f"{setting} must not be negative; got -1"):
+    with pytest.raises(ValueError, match=f"{setting} must be a .*, at least 0; got -1"):
         VisionWeighting(**values)
 
 

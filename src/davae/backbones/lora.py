@@ -1,7 +1,7 @@
 """LoRA on a widened transformer: made for training, and merged. Its heads are trained in full beside it."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -10,29 +10,10 @@ from torch import nn
 
 from davae.backbones.base import Backbone
 from davae.backbones.registry import backbone_of
-from davae.core.config import Config
+from davae.backbones.settings import LoraSettings
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 """A transformer of any class, where the same object comes back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings(Config):
-    """LoRA (peft) on the family's targets; patch embedder and output head are trained in full beside it."""
-
-    rank: int = 256
-    """Of the added low-rank weights."""
-    alpha: float | None = None
-    """Scale of what LoRA adds, as alpha / rank; null takes the rank."""
-    targets: tuple[str, ...] | None = None
-    """Ends of module paths, for example to_q; null takes the family's own."""
-    frozen_precision: Literal["fp32", "bf16"] = "fp32"
-    """What is not trained is held in this precision; trained weights are always fp32. bf16 halves the memory of the
-    frozen layers and needs training under bf16 autocast."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1; got {self.rank}")
 
 
 def prepare_lora(transformer: Transformer, settings: LoraSettings, seed: int) -> Transformer:

@@ -8,7 +8,7 @@ from torch import nn
 from davae.backbones.base import Backbone, config_of
 from davae.backbones.registry import backbone_of
 from davae.backbones.widening import widen
-from davae.core.widen import Init
+from davae.core.names import Init
 from davae.models.autoencoder import AutoencoderDA
 
 logger = logging.getLogger(__name__)

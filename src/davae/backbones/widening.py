@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from davae.backbones.base import Backbone, config_of
 from davae.backbones.registry import backbone_of
-from davae.core.widen import Init, KeyReport, widen_inputs, widen_outputs
+from davae.core.names import Init
+from davae.core.widen import KeyReport, widen_inputs, widen_outputs
 from davae.models.inherit import constructor_arguments
 
 Transformer = TypeVar("Transformer")

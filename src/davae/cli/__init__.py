@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from logging import LogRecord, getLogger
 
 from davae import __version__
 from davae.cli import analyze, convert, doctor, export, generate, keys, recipe
@@ -47,13 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = build_parser().parse_args(arguments)
-    from safetensors import SafetensorError
-
-    from davae.train.checkpoint import CheckpointError
     from davae.train.interrupt import Interrupted, Terminated
 
     try:
-        return _run(options)
+        return options.run(options)
+    except (ValueError, FloatingPointError, OSError) as error:
+        _print(f"davae: {error}", is_local=isinstance(error, OSError))
+        return 1
     except Interrupted as stop:
         _print(f"{stop} Run the same command to go on.")
         return 128 + stop.signal_number
@@ -61,26 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         _print(f"Stopped by {number.name}. Run the same command to go on.")
         return 128 + number
-    except (CheckpointError, ValueError, FloatingPointError, OSError, SafetensorError) as error:
-        _print(f"davae: {error}", is_local=isinstance(error, OSError | SafetensorError))
+    except _errors_of_storage() as error:
+        _print(f"davae: {error}", is_local=not isinstance(error, RuntimeError))
         return 1
 
 
-def _run(options: argparse.Namespace) -> int:
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
+def _errors_of_storage() -> tuple[type[Exception], ...]:
+    """Errors whose homes are heavy: looked up where an error is none of the others, never for a refused recipe."""
+    from safetensors import SafetensorError
 
-    logging.disable_progress_bar()  # "Loading pipeline components" is no news
-    transformers_logging.disable_progress_bar()
-    for name in ("models.modeling_utils", "pipelines.pipeline_utils"):
-        getLogger(f"diffusers.{name}").addFilter(_is_news)
-    return options.run(options)
+    from davae.train.checkpoint import CheckpointError
 
-
-def _is_news(record: LogRecord) -> bool:
-    """Not what diffusers says of every upgraded pipeline, nor its warning about an empty list of modules."""
-    message = record.getMessage()
-    return not (message.startswith("Expected types for vae") or "should be kept in float32: []" in message)
+    return CheckpointError, SafetensorError
 
 
 def _print(message: str, is_local: bool = False) -> None:

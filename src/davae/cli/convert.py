@@ -2,17 +2,17 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from davae.cli.grammar import Verb
+from davae.cli.grammar import Verb, path
+from davae.cli.quiet import quieten
 
 KINDS = ("davae-sd3", "davae-imagenet", "ldm", "tae", "lightningdit", "dit", "sit", "repa")
 """Those of `davae.convert.dispatch`, which costs an import."""
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", type=Path, nargs="+", metavar="FILE", help="checkpoint; two for TAESD's family")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder of the diffusers model")
+    parser.add_argument("sources", type=path, nargs="+", metavar="FILE", help="checkpoint; two for TAESD's family")
+    parser.add_argument("--to", type=path, required=True, metavar="FOLDER", help="new folder of the diffusers model")
     parser.add_argument(
         "--kind",
         default="auto",
@@ -20,8 +20,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help=f"layout of the checkpoint: {', '.join(KINDS)} (default: found by its keys)",
     )
-    parser.add_argument("--base", type=Path, help="the base autoencoder, where the checkpoint lacks its decoder")
-    parser.add_argument("--statistics", type=Path, help="latent mean and std: .pt, .safetensors or .json")
+    parser.add_argument("--base", type=path, help="the base autoencoder, where the checkpoint lacks its decoder")
+    parser.add_argument("--statistics", type=path, help="latent mean and std: .pt, .safetensors or .json")
     parser.add_argument("--scaling-factor", type=float, help="of the base's latents, for example 0.18215 (SD 1)")
     parser.add_argument("--shift-factor", type=float, help="likewise, for example 0.0609 (SD 3)")
     parser.add_argument("--norm-groups", type=int, default=32, help="of its group norms (default: 32)")
@@ -33,11 +33,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     transformer.add_argument(
         "--qk-norm", action=argparse.BooleanOptionalAction, help="what you expect of a LightningDiT; else refused"
     )
-    transformer.add_argument("--vae", type=Path, metavar="PATH", help="a LightningDiT's autoencoder: write the pair")
+    transformer.add_argument("--vae", type=path, metavar="PATH", help="a LightningDiT's autoencoder: write the pair")
     transformer.add_argument("--time-shift", type=float, help="of the pair's scheduler (default: 0.3)")
 
 
 def _run(options: argparse.Namespace) -> int:
+    quieten()
     from davae.tools.convert import convert_checkpoint
 
     convert_checkpoint(

@@ -1,10 +1,10 @@
 """`davae doctor`."""
 
 import argparse
-from pathlib import Path
 
-from davae.cli.grammar import Verb
-from davae.cli.recipe import add_common, load
+from davae.cli.grammar import Verb, path
+from davae.cli.quiet import quieten
+from davae.cli.recipe import RECIPE_HELP, add_common, load
 
 GPUS = (
     "T4",
@@ -40,24 +40,26 @@ MODELS = (
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("recipe", help=RECIPE_HELP)
     parser.add_argument("--gpu", metavar="NAME", help=f"device that the run is meant for: {', '.join(GPUS)}")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="how many of them share it (default: 1)")
     parser.add_argument(
         "--model", metavar="NAME", help=f"published model that stands for the pair, for its cost: {', '.join(MODELS)}"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the findings here too")
     add_common(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
+    recipe, runs = load(options)
+    quieten()
     from davae.cli.terminal import watch
     from davae.tools.doctor.examine import report
 
     with watch() as progress:
         healthy = report(
-            load(options),
-            options.runs_dir,
+            recipe,
+            runs,
             progress.say,
             gpu=options.gpu,
             model=options.model,

@@ -1,15 +1,15 @@
 """`davae export`."""
 
 import argparse
-from pathlib import Path
 
-from davae.cli.grammar import Verb
+from davae.cli.grammar import Verb, path
+from davae.cli.quiet import quieten
 from davae.cli.recipe import add_common, load
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file of a finished run")
-    parser.add_argument("target", type=Path, metavar="FOLDER", help="new folder of the pipeline")
+    parser.add_argument("recipe", help="of a finished run: its folder, or its recipe")
+    parser.add_argument("target", type=path, metavar="FOLDER", help="new folder of the pipeline")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16", help="of the weights"
     )
@@ -20,13 +20,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    recipe, runs = load(options)
+    quieten()
     from davae.cli.terminal import watch
     from davae.run.run import Run
     from davae.tools.export import export_run
 
     with watch() as progress:
         export_run(
-            Run(load(options), options.runs_dir, progress),
+            Run(recipe, runs, progress),
             options.target,
             dtype=options.dtype,
             licence=options.licence,

@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from davae.cli.grammar import Verb
+from davae.cli.grammar import Verb, path, path_or_name
+from davae.cli.quiet import quieten
 from davae.cli.recipe import add_common, load
 
 if TYPE_CHECKING:
+    from davae.recipe import Recipe
     from davae.tools.generate.text_source import TextSource
 
 
@@ -17,15 +19,16 @@ _UPGRADED_PAIR = ""
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", help="what is drawn; or --prompts")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, .jsonl or .tsv: captioned tar shards")
+    parser.add_argument("--prompts", type=path, metavar="FILE", help=".txt, .jsonl or .tsv: captioned tar shards")
     parser.add_argument(
         "--from",
         dest="source",
+        type=path_or_name,
         required=True,
         metavar="PIPELINE",
-        help="folder, hub name, or recipe of a finished run",
+        help="saved pipeline: its folder or hub name; or a finished run: its folder or recipe",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where images go; goes on there")
+    parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="where images go; goes on there")
     what = parser.add_argument_group("images")
     what.add_argument("--size", type=int, help="side, pixels (default: the pipeline's)")
     what.add_argument("--height", type=int, help="pixels, in place of --size")
@@ -49,6 +52,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         nargs="?",
         const=_UPGRADED_PAIR,
+        type=path_or_name,
         metavar="PIPELINE",
         help="also the pretrained pipeline's images, enlarged (default: the one that the run upgraded)",
     )
@@ -67,6 +71,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    given = _recipe_of(options)
+    quieten()
     from davae.cli.terminal import watch
     from davae.data.prompt_list import read_prompts
     from davae.sampling.engine import Engine
@@ -102,24 +108,37 @@ def _run(options: argparse.Namespace) -> int:
     )
     prompts = read_prompts(options.prompts) if options.prompts else options.prompt
     with watch() as progress:
-        source, baseline = _sources(options)
+        source, baseline = _sources(options, given)
         out = generate(source, prompts, options.out, settings, engine, baseline=baseline, observer=progress)
         progress.say(f"images: {out.resolve()}")
     return 0
 
 
-def _sources(options: argparse.Namespace) -> "tuple[TextSource, TextSource | None]":
+def _recipe_of(options: argparse.Namespace) -> "tuple[Recipe, Path] | None":
+    """Recipe and place of the run that is to draw; None of a pipeline."""
+    from davae.recipe import run_folder, shipped_recipes
+
+    source = options.source
+    is_recipe = source.endswith((".yaml", ".yml")) or (source in shipped_recipes() and not Path(source).exists())
+    if not is_recipe and run_folder(source) is None:
+        return None
+    options.recipe = source
+    return load(options)
+
+
+def _sources(
+    options: argparse.Namespace, given: "tuple[Recipe, Path] | None"
+) -> "tuple[TextSource, TextSource | None]":
     """What draws, and the baseline."""
     from davae.run.run import Run
     from davae.tools.generate.text_source import FinishedRun, SavedPipeline
 
     named = SavedPipeline(options.baseline) if options.baseline else None
-    if not options.source.endswith((".yaml", ".yml")):
+    if given is None:
         if options.baseline == _UPGRADED_PAIR:
-            raise ValueError("--baseline needs the name of the pretrained pipeline, unless --from is a recipe.")
+            raise ValueError("--baseline needs the name of the pretrained pipeline, unless --from is a run.")
         return SavedPipeline(options.source), named
-    options.recipe = options.source
-    run = Run(load(options), options.runs_dir)
+    run = Run(*given)
     return FinishedRun(run), SavedPipeline(run.pair.source) if options.baseline == _UPGRADED_PAIR else named
 
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -22,6 +23,16 @@ class Verb:
     def epilog(self) -> str:
         """The examples as people read them."""
         return "\n".join(["examples:", *(f"  # {what}\n  davae {line}" for line, what in self.examples.items())])
+
+
+def path(text: str) -> Path:
+    """A path of the command line; "~" at its start is the home folder, also after "=", where no shell sees to it."""
+    return Path(text).expanduser()
+
+
+def path_or_name(text: str) -> str:
+    """A path, likewise, or a name on the hub."""
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 class Parser(argparse.ArgumentParser):

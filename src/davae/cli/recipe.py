@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from davae.cli.grammar import Verb
+from davae.cli.grammar import Verb, path, path_or_name
+from davae.cli.quiet import quieten
 
 if TYPE_CHECKING:
     from davae.cli.terminal import Watch
@@ -23,68 +24,104 @@ STAGE_VERBS = {
 }
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+RECIPE_HELP = "YAML file, the folder of a run, or a recipe that comes with davae, for example sd35m-1k"
+
+
+def add_common(parser: argparse.ArgumentParser, quick: str = "a trial: the same models, a minute or two") -> None:
     """Options of everything that works on a recipe's run."""
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe entry")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs live (default: runs)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a recipe entry; '**.steps=20' changes all of this name",
+    )
+    parser.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        type=path,
+        metavar="FILE",
+        help="lay a file of entries over the recipe",
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument(
+        "--runs-dir", type=path, help="where runs live (default: runs, or where the run's folder lies)"
+    )
 
 
-def load(options: argparse.Namespace) -> "Recipe":
-    """The recipe that the options name, with their changes."""
-    from davae.recipe import load_recipe
+def load(options: argparse.Namespace) -> "tuple[Recipe, Path]":
+    """The recipe that the options name, with their changes, and the folder that its run lies in.
 
-    return load_recipe(options.recipe, options.set)
+    Raises:
+        ValueError: a run's folder is named, and another place for runs.
+    """
+    from davae.recipe import load_recipe, run_folder
+
+    run, runs = run_folder(options.recipe), options.runs_dir
+    recipe = load_recipe(options.recipe, options.set, overlays=options.overlay, quick=options.quick)
+    if run is None:
+        return recipe, runs or Path("runs")
+    if runs is not None and runs.resolve() != run.parent:
+        raise ValueError(
+            f"{options.recipe} is a run, which stays in {run.parent}; got --runs-dir {runs}. Leave it out."
+        )
+    return recipe, run.parent
 
 
-def _add_stages(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
+def _add_stages(parser: argparse.ArgumentParser, **common: str) -> None:
+    add_common(parser, **common)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what would run")
     parser.add_argument("--overwrite", action="store_true", help="start trainings anew whose settings changed")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("recipe", help=RECIPE_HELP)
     _add_stages(parser)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="about a minute, for tests; makes no claims")
-    _add_stages(parser)
+    _add_stages(parser, quick="about a minute, for tests; makes no claims")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help="YAML file; or --autoencoders and --images without one")
+    parser.add_argument("recipe", nargs="?", help="as of run; or --autoencoders and --images without one")
     table = parser.add_argument_group(
         "autoencoders side by side", "PSNR, SSIM and LPIPS of any autoencoders, no recipe"
     )
     table.add_argument(
-        "--autoencoders", nargs="+", metavar="PATH", help="saved autoencoders or pipelines, or hub ids"
+        "--autoencoders",
+        nargs="+",
+        type=path_or_name,
+        metavar="PATH",
+        help="saved autoencoders or pipelines, or hub ids",
     )
-    table.add_argument("--images", type=Path, metavar="FOLDER", help="images, whole unless --size is given")
+    table.add_argument("--images", type=path, metavar="FOLDER", help="images, whole unless --size is given")
     table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
-    table.add_argument("--out", type=Path, metavar="FOLDER", help="where results.json and report.html go")
+    table.add_argument("--out", type=path, metavar="FOLDER", help="where results.json and report.html go")
     _add_stages(parser)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from importlib.resources import files
+    from davae.recipe import shipped_recipes
 
-    name = "demo-quick.yaml" if options.quick else "demo.yaml"
-    options.recipe = Path(str(files("davae") / "recipes" / name))
+    options.recipe = shipped_recipes()["demo-quick" if options.quick else "demo"]
+    options.quick = False  # its own quick form keeps what the demo shows
     return _run(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     if options.recipe and not (options.autoencoders or options.images):
         return _run(options)
-    from davae.cli.terminal import watch
-    from davae.tools.autoencoders import evaluate_autoencoders, table_of
-
     if options.recipe or not (options.autoencoders and options.images):
         raise ValueError(
             "evaluate takes a recipe, or --autoencoders PATH ... together with --images FOLDER. "
             "'davae evaluate --help' shows both."
         )
+    quieten()
+    from davae.cli.terminal import watch
+    from davae.tools.autoencoders import evaluate_autoencoders, table_of
+
     with watch() as progress:
         results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
     progress.show(table_of(results))
@@ -93,20 +130,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Stages of a recipe."""
+    recipe, runs = load(options)
+    quieten()
     from davae.cli.terminal import watch
 
-    recipe = load(options)
     with watch() as progress:
-        _run_stages(options, recipe, progress)
+        _run_stages(options, recipe, runs, progress)
     return 0
 
 
-def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "Watch") -> None:
+def _run_stages(options: argparse.Namespace, recipe: "Recipe", runs: Path, progress: "Watch") -> None:
     from davae.run.execute import execute, is_done, planned
     from davae.run.run import Run
     from davae.stages import STAGES
 
-    run = Run(recipe, options.runs_dir, progress, options.overwrite)
+    run = Run(recipe, runs, progress, options.overwrite)
     stages = planned(STAGES, recipe, options.verb if options.verb in STAGE_VERBS else None)
     if options.dry_run:
         from davae.recipe import dump_recipe
@@ -124,6 +162,7 @@ def _run_stages(options: argparse.Namespace, recipe: "Recipe", progress: "Watch"
 
 _RUN_EXAMPLES = {
     "run sd35m-1k --set data.path=PHOTOS": "the paper's recipe on your photographs; run again, it goes on",
+    "run sd35m-1k --set data.path=PHOTOS --quick": "everything once in small, to see that it works",
     "run RECIPE --set name=lora --set finetune.lora.rank=64": "another run, one setting changed",
     "run RECIPE --dry-run": "the resolved recipe, and which stages would run",
 }

@@ -1,14 +1,11 @@
-"""Owner of the names of dtypes, and of computing in less than float32."""
+"""Owner of what the names of dtypes mean, and of computing in less than float32."""
 
 from contextlib import AbstractContextManager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-DtypeName = Literal["float32", "float16", "bfloat16"]
-"""Of what is stored, as recipes and manifests write it."""
-Precision = Literal["fp32", "bf16"]
-"""Of computation: bf16 is autocast, so that weights and what is summed up stay float32."""
+from davae.core.names import Precision
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHORT_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

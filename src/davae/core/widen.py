@@ -6,12 +6,12 @@ detail channels hold. Every tensor of a model is accounted for in a `KeyReport`.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Init = Literal["zero", "random", "repeat"]
+from davae.core.names import Init
+
 INITS: tuple[Init, ...] = ("zero", "random", "repeat")
 
 

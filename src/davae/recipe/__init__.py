@@ -1,7 +1,10 @@
 """A recipe: one YAML file, one whole run, validated before anything is computed."""
 
 from davae.caching.settings import CacheConfig, PromptsConfig
-from davae.recipe.document import RecipeError, dump_recipe, load_recipe, merge_overrides, parse_recipe
+from davae.recipe.changes import merge_overrides
+from davae.recipe.document import dump_recipe, load_recipe, parse_recipe
+from davae.recipe.errors import RecipeError
+from davae.recipe.find import run_folder, shipped_recipes
 from davae.recipe.recipe import GIVEN_AUTOENCODER, REUSABLE, Recipe
 from davae.recipe.sections import (
     BaseAutoencoderConfig,
@@ -37,4 +40,6 @@ __all__ = [
     "load_recipe",
     "merge_overrides",
     "parse_recipe",
+    "run_folder",
+    "shipped_recipes",
 ]

@@ -2,72 +2,71 @@
 
 import copy
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from davae.core.config import hints_of, section_of, shown
+from davae.recipe.changes import merge_overrides, merged
+from davae.recipe.errors import RecipeError
+from davae.recipe.find import find_recipe, run_folder
+from davae.recipe.quick import scaled_down
+from davae.recipe.reader import read_file, read_yaml
 from davae.recipe.recipe import REUSABLE, Recipe, place_of
 
 NOT_INHERITED = ("start", "detail_warmup_steps")
 """Keys of `finetune` that `realism` does not take over: by then the weights are there and the detail is learned."""
+_WORDS = {
+    "missing": "is required",
+    "unexpected_keyword_argument": "unknown key",
+    "dataclass_type": "must be a section",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a section",
+}
+"""Kind of a problem as pydantic names it -> what people read."""
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run, with every problem listed."""
+def load_recipe(
+    named: str | Path, overrides: Sequence[str] = (), *, overlays: Sequence[str | Path] = (), quick: bool = False
+) -> Recipe:
+    """Find, read, change and validate a recipe.
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 1e-3 is one, although it has no dot."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, merge `a.b=c` overrides into the YAML, and validate.
+    Args:
+        named: a file, the folder of a run, or the name of a recipe that comes with the package. A run keeps the name
+            of its folder.
+        overrides: `a.b=c` strings, which come last and win; see `merge_overrides`.
+        overlays: files of entries that are laid over the recipe, one after the other.
+        quick: scale it down to a trial, see `recipe.quick`.
 
     Raises:
-        RecipeError: the file cannot be read or the recipe is wrong; every problem is listed.
+        RecipeError: it cannot be found or read, or is wrong; every problem is listed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"There is no recipe {path}. Give the path of a YAML file.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} must hold a mapping of sections; got {type(values).__name__}.")
-    return parse_recipe(merge_overrides(values, overrides), str(path))
-
-
-def merge_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=c` strings; c is read as YAML. The given mapping is left as it is."""
-    merged = copy.deepcopy(dict(values))
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"--set takes KEY=VALUE, for example finetune.steps=2000; got {override!r}.")
-        *parents, last = key.split(".")
-        place = merged
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"--set {key}: {parent!r} is not a section.")
-        try:
-            place[last] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {key}: {text!r} is not valid YAML: {error}") from error
-    return merged
+    path, run = find_recipe(named), run_folder(named)
+    values = _read(path)
+    if run is not None:
+        values["name"] = run.name
+    for overlay in overlays:
+        values = merged(values, _read(_overlay(overlay)))
+    recipe = parse_recipe(merge_overrides(values, overrides), str(path))
+    if not quick:
+        return recipe
+    return parse_recipe(merge_overrides(merged(values, scaled_down(recipe)), overrides), str(path))
 
 
 def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
-    """Validate a mapping."""
+    """Validate a mapping.
+
+    Raises:
+        RecipeError: it is no recipe; every problem is listed under `name`.
+    """
     sections, reuse = copy.deepcopy(dict(values)), {}
     for section in REUSABLE:
         place, key = place_of(sections, section)
@@ -77,26 +76,71 @@ def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
                 raise RecipeError(
                     f"{name}: section {section} has both 'from' and its own settings; keep one of them."
                 )
-            reuse[section] = str(given["from"])
+            if not isinstance(given["from"], str):
+                raise RecipeError(f"{name}: {section}.from must name a folder; got {shown(given['from'])}.")
+            reuse[section] = given["from"]
             del place[key]
     _inherit(sections)
+    completed = _completed(Recipe, sections)
     try:
-        return TypeAdapter(Recipe).validate_python({**sections, **({"reuse": reuse} if reuse else {})})
+        return _adapter().validate_python({**completed, **({"reuse": reuse} if reuse else {})})
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        problems = "\n".join(dict.fromkeys(f"  {_explain(problem)}" for problem in error.errors()))
         raise RecipeError(f"{name} is not a valid recipe:\n{problems}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(_plain(recipe.as_dict()), sort_keys=False, allow_unicode=True)
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = read_yaml(read_file(path), Recipe, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold a mapping of sections; got {shown(values)}.")
+    return values
+
+
+def _overlay(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RecipeError(f"There is no file {path} to lay over the recipe.")
+    return file
 
 
 def _inherit(sections: dict[str, Any]) -> None:
     """Let the second fine-tuning have the settings of the first one, where it does not say otherwise."""
     first, second = sections.get("finetune"), sections.get("realism")
     if isinstance(first, dict) and isinstance(second, dict):
-        sections["realism"] = {key: value for key, value in first.items() if key not in NOT_INHERITED} | second
+        sections["realism"] = merged({key: value for key, value in first.items() if key not in NOT_INHERITED}, second)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(_plain(recipe.as_dict()), sort_keys=False)
+def _completed(owner: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Sections that are given in part have what their default says of the rest, where that is not their class's."""
+    hints = hints_of(owner)
+    for field in fields(owner):
+        holds, given = section_of(hints[field.name]), values.get(field.name)
+        if holds is None or not isinstance(given, dict):
+            continue
+        default = None if field.default_factory is MISSING else field.default_factory()
+        values[field.name] = _completed(holds, own_defaults(default) | given)
+    return values
+
+
+def own_defaults(default: Any) -> dict[str, Any]:
+    """What the default of a section says that is not the default of its class."""
+    if not is_dataclass(default):
+        return {}
+    values = {
+        field.name: getattr(default, field.name) for field in fields(default) if field.default_factory is MISSING
+    }
+    usual = {field.name: field.default for field in fields(default)}
+    return {name: value for name, value in values.items() if value != usual[name]}
 
 
 def _plain(value: Any) -> Any:
@@ -106,23 +150,25 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "unexpected_keyword_argument":
+    where, kind = ".".join(str(part) for part in problem["loc"]), problem["type"]
+    words = _WORDS.get(kind, problem["msg"])
+    if kind == "value_error":  # our own, which say what was got
+        return f"{where or 'recipe'}: {problem['ctx']['error']}"
+    if kind == "missing":
+        return f"{where}: {words}"
+    if kind == "unexpected_keyword_argument":
         *parents, key = problem["loc"]
         known = _known_keys(parents)
         close = difflib.get_close_matches(str(key), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    shown = "" if isinstance(given, (dict, list)) or "ArgsKwargs" in type(given).__name__ else f" (got {given!r})"
-    return f"{where or 'recipe'}: {message}{shown}"
+        return f"{where}: {words}; {hint}"
+    if kind == "literal_error":
+        words = f"must be {problem['ctx']['expected']}"
+    return f"{where or 'recipe'}: {words}; got {shown(problem['input'])}"
 
 
 def _known_keys(parents: Sequence[Any]) -> list[str]:
     owner: Any = Recipe
     for parent in parents:
-        hint = get_type_hints(owner).get(str(parent))
-        options = (hint, *get_args(hint))  # of X | None and of tuple[X, ...] as well
-        owner = next((option for option in options if is_dataclass(option)), owner)
+        owner = section_of(hints_of(owner).get(str(parent))) or owner
     return [one.name for one in fields(owner) if one.name != "reuse"]

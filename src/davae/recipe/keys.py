@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, is_dataclass
 from functools import cache
 from itertools import pairwise
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from davae.recipe.document import NOT_INHERITED
+from davae.core.config import Place, Range, hints_of, marker_of, options_of, section_of
+from davae.recipe.document import NOT_INHERITED, own_defaults
 from davae.recipe.recipe import REUSABLE, Recipe
 from davae.recipe.sections import FinetuneConfig
 
@@ -35,12 +36,14 @@ page from the code; `davae keys PREFIX` prints a part of it, for example:
   out of range; both say what is allowed before anything runs.
 - A section that is absent is not run, or is not in use. One that is there, even as `{}`, has the defaults below for
   what it leaves out.
-- A section that is given takes the place of its default as a whole: `adversarial: {optim: {lr: 2.0e-4}}` has the
-  `betas` in the table of `optim`, not those in its heading.
+- A text or a path is taken as it is written, `#`, `no` and 007 included; `~` at the start of a path is the home
+  folder. Numbers are finite, and those of YAML 1.2: 1e-4, 0.5, 10_000.
+- In `--set`, `*` stands for any name and `**` for any number of sections: `--set '**.steps=20'` sets every `steps` in
+  use. `--overlay FILE` lays a file of entries over the recipe, `--quick` scales it down to a trial.
 - `{from: FOLDER}` takes what another run made: FOLDER is that run's. For `pretrain.autoencoder` it is a saved
   autoencoder or pipeline, or its name on the hub.
-- `realism` takes from `finetune` what it leaves out, so that only its own keys are listed. A section of it that is
-  given takes the place of `finetune`'s as a whole. `realism.start` stays null, `realism.lora` as `finetune` has it.
+- `realism` takes from `finetune` what it leaves out, key by key, so that only its own are listed.
+  `realism.start` stays null, `realism.lora` as `finetune` has it.
 
 """
 
@@ -126,33 +129,35 @@ def to_markdown(keys: Sequence[Key]) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _keys(owner: type, section: str) -> Iterator[Key]:
-    hints = get_type_hints(owner)
-    inner: list[tuple[Key, type]] = []
+def _keys(owner: type, section: str, usual: Any = None) -> Iterator[Key]:
+    """Keys of a section; `usual` is its default, whose values are theirs."""
+    hints = hints_of(owner)
+    inner: list[tuple[Key, type, Any]] = []
     for field in dataclasses.fields(owner):
         if owner is Recipe and field.name == _NOT_WRITTEN:
             continue
         hint = hints[field.name]
-        key = _key(owner, field, hint, f"{section}{field.name}")
-        holds = _section_of(hint)
+        value = _default(field) if usual is None else getattr(usual, field.name)
+        key = _key(owner, field.name, value, hint, f"{section}{field.name}")
+        holds = section_of(hint)
         if holds is None:
             yield key
         else:
-            inner.append((key, holds))
-    for key, holds in inner:
+            inner.append((key, holds, value))
+    for key, holds, value in inner:
         yield key
-        yield from _keys(holds, f"{key.name}.")
+        yield from _keys(holds, f"{key.name}.", value if isinstance(value, holds) else None)
 
 
-def _key(owner: type, field: "Field[Any]", hint: Any, name: str) -> Key:
+def _key(owner: type, field: str, value: Any, hint: Any, name: str) -> Key:
     parent, _, last = name.rpartition(".")
-    is_section = _section_of(hint) is not None
+    is_section = section_of(hint) is not None
     return Key(
         name=f"{name}[]" if is_section and get_origin(hint) is tuple else name,
         kind="section or {from: FOLDER}" if name in REUSABLE else _kind(hint),
-        default=_default(field, hint),
+        default=_written(value, hint),
         allowed=_allowed(hint),
-        sentence=sentence_of(owner, field.name),
+        sentence=sentence_of(owner, field),
         is_section=is_section,
         follows=f"{_LEADER}.{last}" if parent == _FOLLOWER and last in _FOLLOWED else None,
     )
@@ -180,49 +185,53 @@ def _sentences(cls: type) -> Mapping[str, str]:
     return found
 
 
-def _section_of(hint: Any) -> type | None:
-    """The dataclass that a key holds, alone or in a list."""
-    for option in (hint, *get_args(hint)):
-        if isinstance(option, type) and is_dataclass(option):
-            return option
-    return None
-
-
-def _options(hint: Any) -> list[Any]:
-    """The members of a union."""
-    return list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
-
-
 def _kind(hint: Any) -> str:
-    options = _options(hint)
+    options = options_of(hint)
     names = dict.fromkeys(_name(option) for option in options if option is not NoneType)
-    is_open = NoneType in options and _section_of(hint) is None and not _allowed(hint)
+    is_open = NoneType in options and section_of(hint) is None and "one of" not in names
     return " or ".join([*names, *(["null"] if is_open else [])])
 
 
 def _name(option: Any) -> str:
+    place = marker_of(option, Place)
+    if place is not None:
+        return "path or name" if place.or_name else "path"
+    option = _bare(option)
     origin, arguments = get_origin(option), get_args(option)
     if origin is Literal:
         return "one of"
     if origin is tuple:
         is_open = arguments[-1] is Ellipsis
-        items = "sections" if _section_of(option) else _PLURALS[arguments[0]]
+        items = "sections" if section_of(option) else _PLURALS[_bare(arguments[0])]
         return f"list of {items}" if is_open else f"list of {len(arguments)} {items}"
     return _TYPES.get(origin or option, "section")
 
 
 def _allowed(hint: Any) -> str:
-    """The choices, where there are some."""
-    options = _options(hint)
-    choices = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
-    return ", ".join([*choices, *(["null"] if choices and NoneType in options else [])])
+    """The choices or the range, where there is one."""
+    options = options_of(hint)
+    choices = [str(value) for option in options if get_origin(option) is Literal for value in get_args(option)]
+    if choices:
+        return ", ".join([*choices, *(["null"] if NoneType in options else [])])
+    items = [get_args(option)[0] for option in options if get_origin(option) is tuple and not section_of(option)]
+    limits = marker_of(items[0] if items else hint, Range)
+    return "" if limits is None else str(limits)
 
 
-def _default(field: "Field[Any]", hint: Any) -> str | None:
-    value = field.default if field.default_factory is MISSING else field.default_factory()
+def _bare(option: Any) -> Any:
+    """A type without what marks it."""
+    return get_args(option)[0] if get_origin(option) is Annotated else option
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _written(value: Any, hint: Any) -> str | None:
+    """A default as YAML; None where there is none."""
     if value is MISSING:
         return None
-    if _section_of(hint) is None:
+    if section_of(hint) is None:
         return _yaml(value)
     if value is None:
         return ""
@@ -231,12 +240,7 @@ def _default(field: "Field[Any]", hint: Any) -> str | None:
 
 def _changes(section: Any) -> str:
     """A section as YAML, without what is its class's default."""
-    changed = {
-        field.name: getattr(section, field.name)
-        for field in dataclasses.fields(section)
-        if field.default_factory is MISSING and getattr(section, field.name) != field.default
-    }
-    return "{" + ", ".join(f"{name}: {_yaml(value)}" for name, value in changed.items()) + "}"
+    return "{" + ", ".join(f"{name}: {_yaml(value)}" for name, value in own_defaults(section).items()) + "}"
 
 
 def _yaml(value: Any) -> str:

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from davae.caching.settings import CacheConfig, PromptsConfig
-from davae.core.config import Config
+from davae.core.config import Config, PathOrName, Range, Seed
 from davae.recipe.sections import (
     DataConfig,
     EvaluateConfig,
@@ -14,7 +14,7 @@ from davae.recipe.sections import (
     RealismConfig,
     SampleConfig,
 )
-from davae.train.diffusion import DiffusionConfig
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.objective import TokenizerConfig
 
 GIVEN_AUTOENCODER = "pretrain.autoencoder"
@@ -31,14 +31,14 @@ class Recipe(Config):
     """Of the run's folder: letters, digits, '.', '-' and '_'."""
     data: DataConfig | None = None
     """What a recipe needs unless it only draws from a pair."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random in the run."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes an accelerator where there is one."""
-    pair: str = "embedded"
+    pair: PathOrName = "embedded"
     """The pretrained pair: "embedded", a folder with a saved pipeline, or what `pretrain` makes. A folder or a hub
     name of nothing but an autoencoder does for training its upgrade."""
-    image_size: int = 0
+    image_size: Annotated[int, Range(0, 65_536)] = 0
     """Side of the upgraded images; 0 in a recipe that only pretrains."""
     pretrain: PretrainConfig | None = None
     """Makes the pair from scratch."""
@@ -56,10 +56,11 @@ class Recipe(Config):
     """Draws images."""
     evaluate: EvaluateConfig | None = None
     """Measures, and writes the report."""
-    reuse: dict[str, str] = field(default_factory=dict)
+    reuse: dict[str, PathOrName] = field(default_factory=dict)
     """Section -> folder of another run whose result it takes; written as `SECTION: {from: FOLDER}`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
             raise ValueError(f"name is the run's folder: letters, digits, '.', '-' and '_'; got {self.name!r}")
         _check_chain(self)

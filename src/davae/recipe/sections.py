@@ -1,20 +1,12 @@
 """The sections of a recipe. Settings of trainings live beside their owners; here they are put together."""
 
-import difflib
-import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
-
-import diffusers
+from typing import Annotated, Any, ClassVar, Literal
 
 from davae.caching.settings import CacheConfig
-from davae.core.config import Config, require_positive
-from davae.core.precision import DtypeName
-from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT
-from davae.sampling.class_sampler import Labels
-from davae.sampling.settings import SamplerSettings
-from davae.train.diffusion import DiffusionConfig
+from davae.core.config import Amount, Config, Count, FilePath, Positive, Range, Seed, Side, Whole
+from davae.sampling.settings import Labels, SamplerSettings
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.objective import AutoencoderConfig
 
 
@@ -24,31 +16,27 @@ class DataConfig(Config):
 
     kind: Literal["auto", "solids", "folder", "shards"] = "auto"
     """auto tells folders of images from tar shards by looking."""
-    path: str | None = None
+    path: FilePath | None = None
     """Folder or shard pattern. A folder with parts of its own (sub-folders train and val, validation or test in any
     case, or shards of such names) is split that way; of any other, `test_count` images are held out."""
-    count: int = 20_000
+    count: Count = 20_000
     """Rendered training scenes (solids only)."""
-    test_count: int | None = None
+    test_count: Count | None = None
     """Images for evaluation, never trained on: those with the smallest hashes of their ids, at any image size. null
     takes a tenth of the set, 512 at most."""
-    test_share: float | None = None
+    test_share: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
     """Hold out this share of the images in place of test_count; then an image keeps its part as the set changes."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the rendered scenes (solids only)."""
-    workers: int = 1
+    workers: Annotated[int, Range(0, 1024)] = 1
     """Processes that prepare batches."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind in ("folder", "shards") and self.path is None:
             raise ValueError(f"data.kind {self.kind} needs data.path")
         if self.kind == "auto" and self.path is None:
             raise ValueError("data needs a path, or kind: solids")
-        require_positive(self, "count")
-        if self.test_count is not None:
-            require_positive(self, "test_count")
-        if self.test_share is not None and not 0 < self.test_share < 1:
-            raise ValueError(f"test_share must lie between 0 and 1; got {self.test_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +48,6 @@ class BaseAutoencoderConfig(AutoencoderConfig):
     model_config: dict[str, Any]
     """Arguments of the diffusers class."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_arguments(getattr(diffusers, self.model), self.model_config)
-
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTransformerConfig(DiffusionConfig):
@@ -74,58 +58,42 @@ class BaseTransformerConfig(DiffusionConfig):
     model_config: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `LightningDiT`, which come before those of `size`; without channels, grid and classes,
     which follow from autoencoder and data."""
-    time_shift: float = 0.3
+    time_shift: Positive = 0.3
     """Native timestep shift of the saved scheduler."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_arguments(LightningDiT, self.model_config, derived=("in_channels", "sample_size", "num_classes"))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of `LightningDiT` that the recipe decides."""
-        return {**(LIGHTNINGDIT_SIZES[self.size] if self.size is not None else {}), **self.model_config}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig(Config):
     """Images of fixed seeds, drawn now and then during a training with its averaged weights."""
 
-    every: int = 1000
+    every: Count = 1000
     """Steps between two of them."""
     prompts: tuple[str, ...] = ()
     """What is drawn (text to image)."""
-    count: int = 8
+    count: Count = 8
     """How many classes are drawn (class-conditional)."""
-    steps: int = 28
+    steps: Count = 28
     """Of the sampler."""
-    guidance_scale: float = 4.0
+    guidance_scale: Amount = 4.0
     """Classifier-free guidance; 1 is off."""
-    seed: int = 0
+    seed: Seed = 0
     """Image i is drawn from seed + i."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "every", "count", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(DiffusionConfig):
     """Fine-tuning of the pair's widened transformer."""
 
-    start: str | None = None
+    start: FilePath | None = None
     """Folder of a finished run to start from (its weights, not its optimizer), or of its realism/; null: the pair
     itself, widened."""
-    scheduler_shift: float | None = None
+    scheduler_shift: Positive | None = None
     """Shift of the scheduler that the upgraded pair is drawn with; null keeps the pair's."""
     preview: PreviewConfig | None = None
     """Images that are drawn on the way."""
 
-    BOOKKEEPING: ClassVar[tuple[str, ...]] = (*DiffusionConfig.BOOKKEEPING, "preview")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scheduler_shift is not None and self.scheduler_shift <= 0:
-            raise ValueError(f"scheduler_shift must be positive; got {self.scheduler_shift}")
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (*DiffusionConfig.BOOKKEEPING, "preview", "start")
+    """What `start` names counts by its weights, not by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +105,7 @@ class RealismConfig(FinetuneConfig):
 
     data: DataConfig
     """Its images."""
-    detail_warmup_steps: int = 0
+    detail_warmup_steps: Whole = 0
     """The detail is learned by now."""
 
 
@@ -145,7 +113,7 @@ class RealismConfig(FinetuneConfig):
 class PretrainConfig(Config):
     """Makes a base pair from scratch, or its autoencoder alone."""
 
-    image_size: int
+    image_size: Side
     """Side of the base images, pixels."""
     autoencoder: BaseAutoencoderConfig | None = None
     """Its training; or `{from: FOLDER}`: one that is there, with the statistics of its latents in its config."""
@@ -153,11 +121,12 @@ class PretrainConfig(Config):
     """How the base latents are stored."""
     transformer: BaseTransformerConfig | None = None
     """null ends the run after the autoencoder."""
-    save_dtype: DtypeName | Literal["float8"] = "float32"
+    save_dtype: Literal["float32", "float16", "bfloat16", "float8"] = "float32"
     """Of the saved pair's weights. float8 (e4m3) is for the matrices of the transformer's blocks, the rest is then
     float16. Loading gives the dtype that is asked for, float32 by default. An autoencoder alone stays float32."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.transformer is None and self.save_dtype != "float32":
             raise ValueError(
                 f"save_dtype is of a saved pair; got {self.save_dtype} without a transformer. Leave it out: an "
@@ -169,11 +138,11 @@ class PretrainConfig(Config):
 class SampleConfig(SamplerSettings):
     """Drawing images; `evaluate` judges the ones that were drawn."""
 
-    count: int = 64
+    count: Count = 64
     """FID is commonly of 50,000."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images at once, which share a shard of samples/."""
-    prompts: str | None = None
+    prompts: FilePath | None = None
     """File of prompts (text to image); null draws the captions of the test images."""
     labels: Labels = "balanced"
     """Class of image i: i modulo the number of classes, or drawn, as the reference does."""
@@ -182,34 +151,16 @@ class SampleConfig(SamplerSettings):
     npz: bool = False
     """Write all images to images.npz, which guided-diffusion's evaluator reads: count x side x side x 3 bytes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "count", "batch_size")
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
     """What is measured."""
 
-    reconstructions: int = 256
+    reconstructions: Count = 256
     """Held-out images for PSNR, SSIM and decoder sensitivity."""
-    speed_batch: int = 16
+    speed_batch: Whole = 16
     """Images a batch in the speed measurement; 0 leaves it out."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images reconstructed and decoded at once."""
     claims: bool = False
     """Whether the run is held to the demo's claims."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "reconstructions", "batch_size")
-        if self.speed_batch < 0:
-            raise ValueError(f"speed_batch must be 0 (off) or more; got {self.speed_batch}")
-
-
-def _require_arguments(model: Any, given: Mapping[str, Any], derived: Sequence[str] = ()) -> None:
-    known = [name for name in inspect.signature(model).parameters if name not in derived]
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known arguments: {', '.join(known)}"
-            raise ValueError(f"model_config.{key} is nothing to set of {model.__name__}; {hint}")

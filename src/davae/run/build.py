@@ -18,7 +18,8 @@ from davae.backbones.registry import backbone_of
 from davae.backbones.widening import widen_with_report
 from davae.caching.prompt_encoding import text_encoders_hash
 from davae.core.layout import LatentLayout
-from davae.core.widen import Init, KeyReport
+from davae.core.names import Init
+from davae.core.widen import KeyReport
 from davae.data.errors import DataError
 from davae.data.image_source import ImageSource
 from davae.data.latent_cache import LatentCache
@@ -37,10 +38,12 @@ from davae.recipe import (
     TokenizerConfig,
 )
 from davae.run.accelerator import mean_over_processes
+from davae.run.arguments import lightningdit_arguments
 from davae.run.rounds import Round
 from davae.run.run import Run
 from davae.train.conditions import Conditions, Labels, Prompts
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.image_set import ImageSet
 from davae.train.latent_set import LatentSet
 from davae.train.objective import PerceptualConfig, ReconstructionConfig
@@ -148,7 +151,7 @@ def new_base_transformer(
         in_channels=geometry.layout.channels,
         sample_size=image_size // geometry.compression,
         num_classes=max(num_classes, 1),
-        **config.arguments,
+        **lightningdit_arguments(config),
     )
 
 

@@ -9,10 +9,12 @@ from davae.data.image_source import ImageSource
 from davae.models.adapter import adapt
 from davae.recipe import Recipe, load_recipe
 from davae.run import geometry
+from davae.run.arguments import check_arguments
 from davae.run.origins import Origins
 from davae.run.paths import RunFolder
 from davae.run.rounds import Round, rounds_of
 from davae.run.run import Run
+from davae.sampling.settings import check_guided_channels
 from davae.train.feed import Share
 from davae.train.settings import LoopConfig
 
@@ -26,7 +28,9 @@ def check(run: Run) -> None:
     """
     recipe, pretrain = run.recipe, run.recipe.pretrain
     trainings: list[LoopConfig | None] = [recipe.tokenizer, recipe.finetune, recipe.realism]
-    trainings += [] if pretrain is None else [pretrain.autoencoder, pretrain.transformer]
+    if pretrain is not None:
+        check_arguments(pretrain)
+        trainings += [pretrain.autoencoder, pretrain.transformer]
     for config in trainings:
         if config is not None:
             Share(config.batch_size, config.accumulation, run.accelerator.num_processes)
@@ -97,10 +101,10 @@ def check_base_size(size: int, autoencoder: Any) -> None:
 
 
 def check_pair(run: Run, num_classes: int) -> None:
-    """Refuse, before anything is trained, what the pair's transformer has no positions or classes for.
+    """Refuse, before anything is trained, what the pair's transformer has no positions, classes or channels for.
 
     Raises:
-        ValueError: the image size or the number of classes does not fit the pair.
+        ValueError: the image size, the number of classes or of guided channels does not fit the pair.
     """
     if run.recipe.finetune is None:
         return
@@ -120,6 +124,8 @@ def check_pair(run: Run, num_classes: int) -> None:
             f"image_size does not fit the pair; got {size}, allowed {expected} (the pair draws {expected // scale} "
             f"px, the tokenizer's scale is {scale}). Set image_size, or take another pair."
         )
+    if run.recipe.sample is not None:
+        check_guided_channels(run.recipe.sample.guidance_channels, geometry.upgraded(run).layout.channels)
     known = config.get("num_classes")
     if known is not None and num_classes > known:
         raise ValueError(
@@ -183,4 +189,10 @@ def _check_kind(origins: Origins) -> None:
             f"The pair {pair.source} draws from {'prompts' if pair.is_text else 'class labels'}, and "
             f"the recipe has {'no' if pair.is_text else 'a'} section prompts. "
             f"{'Add' if pair.is_text else 'Remove'} it, or take another pair."
+        )
+    sample = origins.recipe.sample
+    if pair.is_text and sample is not None and sample.guidance_channels is not None:
+        raise ValueError(
+            f"sample.guidance_channels is for pairs that draw classes; got {sample.guidance_channels}, and "
+            f"{pair.source} draws from prompts. Leave it out: all channels are guided."
         )

@@ -87,7 +87,9 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
             )
         if run.is_main:
             run.record.begin(run.data.held_out_by)
-            write_text(run.folder.recipe, dump_recipe(run.recipe))  # not before: a refused recipe is not the run's
+            write_text(
+                run.folder.recipe, dump_recipe(run.recipe.anchored())
+            )  # not before: a refused recipe is not the run's
         run.accelerator.wait_for_everyone()
         _execute(run, stage)
 

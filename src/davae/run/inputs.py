@@ -12,10 +12,11 @@ A transformer that was trained on captions stands when they are corrected: that 
 import json
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from davae.core.config import Config
-from davae.core.files import folder_hash, text_hash
+from davae.core.config import Config, Place
+from davae.core.files import file_hash, folder_hash, text_hash
 from davae.data.prompt_cache import PromptSet
 from davae.models.loading import autoencoder_folder
 from davae.recipe import GIVEN_AUTOENCODER
@@ -27,11 +28,18 @@ from davae.train.settings import LoopConfig
 
 
 def settings(config: Config | None) -> dict[str, Any]:
-    """A section as JSON values, without what changes no result."""
+    """A section as JSON values, without what changes no result. Of a file counts what is in it, wherever it lies."""
     assert config is not None
-    values = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
+    values = json.loads(json.dumps(asdict(config.with_places(_content))))  # type: ignore[call-overload]
     ignored = config.BOOKKEEPING if isinstance(config, LoopConfig) else ()
     return {key: value for key, value in values.items() if key not in ignored}
+
+
+def _content(place: Place, text: str) -> str:
+    path = Path(text)
+    if path.is_dir():
+        return folder_hash(path)
+    return file_hash(path) if path.is_file() else text
 
 
 def base_autoencoder(run: Run, data: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Drawing classes with a `LightningDiTPipeline`."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
@@ -10,10 +9,7 @@ from davae.sampling import sampler
 from davae.sampling.denoise import draw_noise
 from davae.sampling.guidance import guide_all, guide_first
 from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
-from davae.sampling.settings import SamplerSettings
-
-Labels = Literal["balanced", "random"]
-"""Class of image i: i modulo the number of classes, or drawn, as the reference of LightningDiT does."""
+from davae.sampling.settings import Labels, SamplerSettings, check_guided_channels
 
 
 class ClassSampler:
@@ -23,11 +19,15 @@ class ClassSampler:
         pipeline: on its device.
         settings: seeds, steps and guidance.
         labels: see `Labels`.
+
+    Raises:
+        ValueError: guidance is asked for on more channels than there are.
     """
 
     def __init__(
         self, pipeline: LightningDiTPipeline, settings: SamplerSettings, labels: Labels = "balanced"
     ) -> None:
+        check_guided_channels(settings.guidance_channels, pipeline.transformer.config["in_channels"])
         self.pipeline, self.settings, self._labels = pipeline, settings, labels
         pipeline.set_progress_bar_config(disable=True)
 

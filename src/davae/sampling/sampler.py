@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from davae.core.names import Precision
 from davae.core.pixels import enlarge, signed_to_unit, unit_to_uint8
-from davae.core.precision import Precision, autocast
+from davae.core.precision import autocast
 from davae.models.adapter import UpgradedAdapter, adapt
 from davae.models.chunking import images_at_once
 

@@ -18,9 +18,7 @@ from davae.models.adapter import adapt
 from davae.sampling.denoise import draw_noise
 from davae.sampling.grid import Grid
 from davae.sampling.guidance import in_interval
-
-WHOLE = (0.0, 1.0)
-"""The guidance interval that leaves no step out."""
+from davae.sampling.settings import WHOLE
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ import torch
 
 from davae.core.files import folder_hash, replacing_folder
 from davae.core.moments import ChannelMoments
+from davae.core.names import Precision
 from davae.core.pixels import uint8_to_signed
-from davae.core.precision import Precision, autocast
+from davae.core.precision import autocast
 from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.models.autoencoder import AutoencoderDA

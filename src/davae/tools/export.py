@@ -11,7 +11,8 @@ from typing import Any
 from davae.backbones.public import public_model
 from davae.backbones.registry import backbone_of
 from davae.core.files import folder_hash, replacing_folder
-from davae.core.precision import DTYPES, DtypeName, dtype_name
+from davae.core.names import DtypeName
+from davae.core.precision import DTYPES, dtype_name
 from davae.evaluate.results import Results
 from davae.models.autoencoder import AutoencoderDA
 from davae.report.card import CardFacts, model_card

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -59,10 +60,12 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requested_anywhere(self, accelerator: Accelerator) -> bool:
+    def requested_anywhere(self, accelerator: "Accelerator") -> bool:
         """Whether any process was asked to stop, so that all of them save the same step."""
         if accelerator.num_processes == 1:
             return self.signal_number != 0
+        import torch
+
         flag = torch.tensor(self.signal_number, device=accelerator.device)
         total = int(accelerator.reduce(flag, "sum"))
         self.signal_number = self.signal_number or (signal.SIGTERM if total else 0)

@@ -158,7 +158,8 @@ def _require_finite(values: Mapping[str, Tensor], step: int, accelerator: Accele
         bad = [name for name, fine in zip(values, finite.tolist(), strict=True) if not fine]
         raise FloatingPointError(
             f"Training stopped before the optimizer step {step}: {', '.join(bad)} not finite. The last checkpoint is "
-            f"intact. Lower the learning rate, set optim.max_grad_norm, or use precision fp32, then run again."
+            f"intact. Lower the learning rate, set optim.max_grad_norm, or use precision fp32; these are other "
+            f"settings, so pass --overwrite to start this stage anew with them, or give the run another name."
         )
 
 

@@ -4,63 +4,15 @@ The projection is trained with the autoencoder and lives in the network of its l
 frozen and lives here. Neither is saved with the autoencoder.
 """
 
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from davae.core.config import Config
 from davae.core.vision_loss import vision_foundation
 from davae.models.vision_features import FoundationFeatures
 from davae.train.balance import Term
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionWeighting(Config):
-    """Weight and margins of the VF loss from a step on."""
-
-    from_step: int = 0
-    """Step from which this holds, until the next one begins."""
-    weight: float = 0.1
-    """Weight of the term; with `adaptive` a share of the reconstruction's gradient norm."""
-    cosine_margin: float = 0.5
-    """Positions are left alone once their cosine is above 1 - margin."""
-    distance_margin: float = 0.25
-    """Pairs of positions are left alone once their cosines differ by less."""
-
-    def __post_init__(self) -> None:
-        for name in ("from_step", "cosine_margin", "distance_margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
-        if self.weight <= 0:  # several processes could not agree on a projection that nothing trains
-            raise ValueError(f"weight must be positive; got {self.weight}. Leave the section out to train without")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionAlignConfig(Config):
-    """Alignment of the latent to a vision foundation model; the defaults are VA-VAE's plain configuration."""
-
-    model: str
-    """Folder of a saved DINOv2 or MAE of transformers, or its id on the Hugging Face hub."""
-    normalise: bool = False
-    """Normalise images by ImageNet's mean and deviation before the foundation model; the reference does not."""
-    reverse_projection: bool = True
-    """Project the latent onto the features' channels, which stay as they are; false projects the features."""
-    adaptive: bool = True
-    """Weigh by the ratio of gradient norms, |reconstruction| / |VF loss|, at the encoder's last convolution."""
-    phases: tuple[VisionWeighting, ...] = (VisionWeighting(),)
-    """In order of `from_step`, the first from step 0. One run with several is one resumable training."""
-
-    def __post_init__(self) -> None:
-        starts = [weighting.from_step for weighting in self.phases]
-        if not starts or starts[0] != 0 or any(later <= earlier for earlier, later in pairwise(starts)):
-            raise ValueError(f"phases must start at step 0 and then at later and later steps; got {starts}")
-
-    def weighting(self, step: int) -> VisionWeighting:
-        """Weight and margins at a step: the last that began."""
-        return next(weighting for weighting in reversed(self.phases) if weighting.from_step <= step)
+from davae.train.objective import VisionAlignConfig
 
 
 class VisionProjection(nn.Module):

@@ -19,7 +19,8 @@ from davae.evaluate.cost.memory import size_of
 from davae.evaluate.cost.training import training_flops
 from davae.evaluate.cost.workload import Workload
 from davae.models.adapter import adapt
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from tiny_pair import tiny_autoencoder, tiny_transformer
 
 SIDE, COUNT = 32, 3

@@ -13,11 +13,12 @@ from transformers import Dinov2Config, Dinov2Model
 
 import davae
 from backbones.transformers import flux_transformer, sana_transformer
-from davae.backbones.lora import LoraSettings, prepare_lora
+from davae.backbones.lora import prepare_lora
 from davae.backbones.public import PUBLIC
 from davae.backbones.registry import backbone_of
+from davae.backbones.settings import LoraSettings
 from davae.core.layout import LatentLayout
-from davae.core.precision import Precision
+from davae.core.names import Precision
 from davae.evaluate.cost.cuda_autocast import cast_as_cuda
 from davae.evaluate.cost.geometry import perceptual_network, public_autoencoder
 from davae.evaluate.cost.live_memory import LiveStorages
@@ -27,14 +28,21 @@ from davae.evaluate.cost.workload import Workload, image_batch
 from davae.models.perceptual import LPIPS
 from davae.models.vision_features import FoundationFeatures
 from davae.train.batch import Batch
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.loop import train
-from davae.train.objective import AdversarialConfig, AutoencoderConfig, PerceptualConfig, TokenizerConfig
+from davae.train.objective import (
+    AdversarialConfig,
+    AutoencoderConfig,
+    PerceptualConfig,
+    TokenizerConfig,
+    VisionAlignConfig,
+)
 from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
 from davae.train.settings import OptimConfig
 from davae.train.task import Learner, Loss, Task
 from davae.train.tokenizer import TokenizerTask
-from davae.train.vision_alignment import VisionAlignConfig, VisionAlignment
+from davae.train.vision_alignment import VisionAlignment
 from tiny_pair import tiny_autoencoder
 from tiny_text import tiny_sd3
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from davae.core.precision import Precision
+from davae.core.names import Precision
 from davae.evaluate.cost.flops import Flops
 from davae.evaluate.cost.memory import Memory, Parameters
 from davae.evaluate.gpus import Gpu

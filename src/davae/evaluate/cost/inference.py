@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from davae.backbones.registry import backbone_of
-from davae.core.precision import Precision, autocast
+from davae.core.names import Precision
+from davae.core.precision import autocast
 from davae.evaluate.cost.cost import Cost
 from davae.evaluate.cost.cuda_autocast import cast_as_cuda
 from davae.evaluate.cost.flops import Flops, flop_counter

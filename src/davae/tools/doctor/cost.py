@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 import torch
 
-from davae.backbones.lora import LoraSettings
+from davae.backbones.settings import LoraSettings
 from davae.evaluate.cost import ASSUMPTIONS, UTILISATION, Cost, gib, readable
 from davae.evaluate.gpus import GPUS, Gpu, gpu_like, named_gpu
 from davae.tools.doctor.examination import Examination
 from davae.tools.doctor.finding import Finding
 from davae.tools.doctor.trainings import StageCost
-from davae.train.diffusion import DiffusionConfig
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.objective import ReconstructionConfig
 
 _COMFORTABLE = 0.9

@@ -35,7 +35,8 @@ from davae.run import build, geometry
 from davae.run.rounds import Round, rounds_of
 from davae.run.run import Run
 from davae.sampling.sampler import DECODED_AT_ONCE
-from davae.train.diffusion import DiffusionConfig, DiffusionTask
+from davae.train.diffusion import DiffusionTask
+from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.feed import Share
 from davae.train.objective import ReconstructionConfig
 from davae.train.settings import LoopConfig

@@ -4,13 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from davae.core.config import require_positive
-from davae.sampling.settings import SamplerSettings
-from davae.sampling.stock_text import WHOLE
+from davae.core.config import Amount, Config, Count, Fraction, Seed, Side
+from davae.sampling.settings import WHOLE, SamplerSettings, check_interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Config):
     """What is drawn and how it is kept.
 
     Args:
@@ -30,23 +29,24 @@ class Generation:
         form: of the images.
     """
 
-    height: int | None = None
-    width: int | None = None
-    steps: int = 30
-    guidance: float = 2.5
-    guidance_interval: tuple[float, float] = WHOLE
+    height: Side | None = None
+    width: Side | None = None
+    steps: Count = 30
+    guidance: Amount = 2.5
+    guidance_interval: tuple[Fraction, Fraction] = WHOLE
     negative: str = ""
-    max_length: int | None = None
-    seed: int = 0
-    count: int = 1
-    batch: int = 4
+    max_length: Count | None = None
+    seed: Seed = 0
+    count: Count = 1
+    batch: Count = 4
     preview: bool = False
     shards: bool = False
-    shard_size: int = 256
+    shard_size: Count = 256
     form: Literal["png", "jpg"] = "png"
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "count", "batch", "shard_size")
+        super().__post_init__()
+        check_interval(self.guidance_interval)
 
     @property
     def sampler(self) -> SamplerSettings:
