@@ -136,7 +136,7 @@ def encode(pipe: Any, source: ImageSource, out: Path, accelerator: Accelerator, 
     )
     encode_prompts(
         pipe,
-        dict(zip(source.ids, source.captions, strict=True)),
+        dict(zip(source.ids, source.all_captions, strict=True)),
         out / "prompts",
         PromptsConfig(max_length=MAX_LENGTH, dtype="float32", batch_size=64, shard_size=4096),
         accelerator.device,
@@ -213,7 +213,7 @@ def trained_judge(size: int, steps: int) -> Judge:
         indices = range(64 * step, 64 * step + 64)
         logits, target = (
             judge(source.images(indices, size)),
-            asked_for([source.captions[index][0] for index in indices]),
+            asked_for([source.captions[index] for index in indices]),
         )
         loss = torch.stack([F.cross_entropy(logits[name], target[name]) for name in AXES]).sum()
         optimizer.zero_grad()
@@ -250,9 +250,7 @@ def judge_run(arguments: argparse.Namespace) -> None:
     held_out = SolidsSource(len(images), seed=78)
     shuffled = [captions[index] for index in permutation(0, "captions of others", 0, len(captions)).tolist()]
     table = {
-        "real images": accuracy(
-            judge, renderings(held_out, len(images), size), [caption for caption, *_ in held_out.captions]
-        ),
+        "real images": accuracy(judge, renderings(held_out, len(images), size), held_out.captions),
         "drawn": accuracy(judge, images, captions),
         "drawn, captions of others": accuracy(judge, images, shuffled),
         "chance": {name: 1 / len(values) for name, values in AXES.items()},

@@ -232,7 +232,7 @@ def test_a_text_pair_is_trained_and_its_images_are_judged(
     source, folder = SolidsSource(48, seed=5), tmp_path / "run" / "samples"
     folder.mkdir(parents=True)
     rows = []
-    for index, (caption,) in enumerate(source.captions):
+    for index, (caption,) in enumerate(source.all_captions):
         pixels = source.images([index], 32)[0].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{index:06d}.png")
         rows.append(json.dumps({"file_name": f"{index:06d}.png", "text": caption}))

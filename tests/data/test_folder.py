@@ -41,7 +41,7 @@ def test_finds_images_recursively_in_a_stable_order(tmp_path):
     (tmp_path / "notes.md").write_text("no image")
     source = FolderSource(tmp_path, 16)
     assert source.ids == sorted(names)
-    assert (source.labels, source.captions) == ([0] * 6, [()] * 6)
+    assert (source.labels, source.all_captions) == ([0] * 6, [()] * 6)
     assert (source.class_names, source.skipped, len(source)) == ((), (), 6)
     values = source.images(range(6), 16)[:, 0, 8, 8].tolist()
     assert np.abs(np.subtract(values, [20 * names.index(name) for name in source.ids])).max() <= 3
@@ -135,7 +135,7 @@ def test_metadata_in_the_root(tmp_path, key):
         tmp_path, {"file_name": "x/a.png", key: "an a "}, {"file_name": "./b.png"}, {"file_name": "gone.png"}
     )
     source = FolderSource(tmp_path, 16)
-    assert (source.ids, source.captions) == (["b.png", "x/a.png"], [(), ("an a",)])
+    assert (source.ids, source.all_captions) == (["b.png", "x/a.png"], [(), ("an a",)])
     assert [name for name, _ in source.skipped] == ["gone.png", "unlisted.png"]
     assert "metadata.jsonl line 3" in source.skipped[0][1]
     assert "not listed" in source.skipped[1][1]
@@ -147,7 +147,7 @@ def test_metadata_beside_the_images(tmp_path):
     write_metadata(tmp_path / "train", {"file_name": "a.png", "text": "one"})
     write_metadata(tmp_path / "other", {"file_name": "a.png", "text": "two"})
     source = FolderSource(tmp_path, 16)
-    assert (source.ids, source.captions) == (["other/a.png", "train/a.png"], [("two",), ("one",)])
+    assert (source.ids, source.all_captions) == (["other/a.png", "train/a.png"], [("two",), ("one",)])
     assert source.class_names == ()
 
 
@@ -185,8 +185,8 @@ def test_sidecar_captions(tmp_path):
     write(tmp_path / "a.png")
     write(tmp_path / "b.png")
     (tmp_path / "a.txt").write_bytes("\ufeffa caf\u00e9\n".encode())
-    assert FolderSource(tmp_path, 16).captions == [("a caf\u00e9",), ()]
-    assert FolderSource(tmp_path, 16, captions_from="none").captions == [(), ()]
+    assert FolderSource(tmp_path, 16).all_captions == [("a caf\u00e9",), ()]
+    assert FolderSource(tmp_path, 16, captions_from="none").all_captions == [(), ()]
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"a\.txt.*UTF-8"):
         FolderSource(tmp_path, 16)
@@ -196,10 +196,10 @@ def test_metadata_goes_before_sidecars(tmp_path):
     write(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("side")
     write_metadata(tmp_path, {"file_name": "a.png", "text": "meta"})
-    assert FolderSource(tmp_path, 16).captions == [("meta",)]
+    assert FolderSource(tmp_path, 16).all_captions == [("meta",)]
     write(tmp_path / "unlisted.png")
     plain = FolderSource(tmp_path, 16, captions_from="none")
-    assert (plain.ids, plain.captions) == (["a.png", "unlisted.png"], [(), ()])
+    assert (plain.ids, plain.all_captions) == (["a.png", "unlisted.png"], [(), ()])
 
 
 def test_unusable_images_are_skipped_and_named(tmp_path):

@@ -349,3 +349,13 @@ def test_prompts_of_any_contents_are_read_or_refused(tmp_path: Path, content: by
         assert str(path) in str(error)
     else:
         assert all(prompts)
+
+
+def test_an_image_has_its_captions_and_the_first_of_them(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path / f"{name}.png")
+    rows = [{"file_name": "a.png", "captions": ["one", " ", "two"]}, {"file_name": "b.png", "text": "three"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"file_name": "c.png"}])))
+    source = FolderSource(tmp_path, 16)
+    assert list(source.all_captions) == [("one", "two"), ("three",), ()]
+    assert list(source.captions) == ["one", "three", ""]

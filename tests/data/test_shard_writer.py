@@ -34,7 +34,7 @@ def test_a_shard_is_a_captioned_data_set(tmp_path: Path) -> None:
     write(tmp_path / "000001.tar", count=1)
     source = ShardSource(tmp_path, min_side=8)
     assert list(source.ids) == ["000000/000000000", "000000/000000001", "000000/000000002", "000001/000000000"]
-    assert list(source.captions) == [(f"Nr. {index}: ein Würfel",) for index in (0, 1, 2, 0)]
+    assert list(source.all_captions) == [(f"Nr. {index}: ein Würfel",) for index in (0, 1, 2, 0)]
     assert source.images([3], 8)[0, :, 0, 0].tolist() == [255, 0, 0]
 
 

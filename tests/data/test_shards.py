@@ -56,7 +56,7 @@ def test_reads_samples_in_shard_order(shards):
     assert (source.ids, len(source), source.skipped) == (IDS, 8, ())
     numbers = [int(name.rpartition("k")[2]) for name in IDS]
     assert source.labels == [number % 3 for number in numbers]
-    assert source.captions == [(f"caption {number}",) for number in numbers]
+    assert source.all_captions == [(f"caption {number}",) for number in numbers]
     assert source.class_names == ("0", "1", "2")
     images = source.images(range(8), 18)
     for image, number in zip(images, numbers, strict=True):
@@ -145,7 +145,7 @@ def test_annotations_in_json(tmp_path):
     ]
     source = ShardSource(write_shard(tmp_path / "s.tar", members), 16)
     assert (source.ids, source.skipped) == (["s/deep/a", "s/b"], ())
-    assert (source.captions, source.labels) == ([("an a",), ("from the text",)], [1, 0])
+    assert (source.all_captions, source.labels) == ([("an a",), ("from the text",)], [1, 0])
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_links_are_what_they_link_to(tmp_path):
     )
     source = ShardSource(shard, 16)
     assert source.ids == ["s/a/one", "s/b/hard", "s/b/soft", "s/chain", "s/early", "s/late"]
-    assert source.captions == [("a one",), (), ("a one",), (), (), ()]
+    assert source.all_captions == [("a one",), (), ("a one",), (), (), ()]
     images = source.images(range(6), 16)
     assert all(torch.equal(image, images[0]) for image in images[1:4])
     assert torch.equal(images[4], images[5])

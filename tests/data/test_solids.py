@@ -22,7 +22,7 @@ def test_an_image_does_not_depend_on_its_batch(size: int) -> None:
     backwards = source.images(range(89, -1, -1), size)
     assert torch.equal(backwards.flip(0), together)
     for index in range(90):
-        assert torch.equal(source.images([index], size)[0], together[index]), source.captions[index]
+        assert torch.equal(source.images([index], size)[0], together[index]), source.all_captions[index]
     assert torch.equal(source.images(range(90), (size - 10, size)), together[:, :, 5:-5])
     repeated = [68, 5, 68, 68, 14]
     assert torch.equal(source.images(repeated, size), together[repeated])
@@ -34,7 +34,7 @@ def test_another_source_of_the_seed_has_the_same_bits() -> None:
     longer = SolidsSource(1000, seed=3)
     assert torch.equal(longer.images(EVERY_CLASS_TWICE, 32), images)
     assert longer.ids[:36] == source.ids
-    assert longer.captions[:36] == source.captions
+    assert longer.all_captions[:36] == source.all_captions
     torch.rand(7)  # the global generator has no say
     assert torch.equal(pickle.loads(pickle.dumps(source)).images(EVERY_CLASS_TWICE, 32), images)
 
@@ -84,20 +84,20 @@ def test_classes_are_every_material_on_every_shape_and_balanced() -> None:
 
 def test_a_caption_names_what_the_label_says_and_the_hue() -> None:
     source = SolidsSource(180)
-    for label, (caption,) in zip(source.labels, source.captions, strict=True):
+    for label, (caption,) in zip(source.labels, source.all_captions, strict=True):
         article, material, hue, shape = caption.split()
         assert (article, f"{material} {shape}") == ("a", source.class_names[label])
         assert hue in HUES
-    assert {caption.split()[2] for (caption,) in source.captions} == set(HUES)
+    assert {caption.split()[2] for (caption,) in source.all_captions} == set(HUES)
 
 
 def test_the_hue_of_a_caption_is_the_hue_of_the_solid() -> None:
     """The centre of a plain solid is reddest where it says red, and so on."""
     source = SolidsSource(18 * 40)
-    plain = [index for index in range(len(source)) if source.captions[index][0].startswith("a plain")]
+    plain = [index for index in range(len(source)) if source.all_captions[index][0].startswith("a plain")]
     colours: dict[str, list[torch.Tensor]] = {}
     for index, image in zip(plain, source.images(plain, 32), strict=True):
-        colours.setdefault(source.captions[index][0].split()[2], []).append(
+        colours.setdefault(source.all_captions[index][0].split()[2], []).append(
             image[:, 12:20, 12:20].float().mean((1, 2))
         )
     mean = {hue: torch.stack(values).mean(dim=0) for hue, values in colours.items()}

@@ -123,7 +123,7 @@ def test_shards_are_a_data_set_that_we_train_on(pair: Path, tmp_path: Path) -> N
         *("000000.tar", "000001.tar", "generation.json")
     ]
     source = ShardSource(tmp_path / "out", min_side=32)
-    assert list(source.captions) == [(prompt,) for prompt in PROMPTS for _ in range(2)]
+    assert list(source.all_captions) == [(prompt,) for prompt in PROMPTS for _ in range(2)]
     assert source.ids[5] == "000001/000000005"
     assert source.images(range(6), 32).float().std() > 1
 

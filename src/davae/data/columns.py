@@ -172,6 +172,19 @@ class Sizes(Column[Size]):
         return height, width
 
 
+class Firsts(Column[str]):
+    """The first string of each entry; "" of one that has none."""
+
+    def __init__(self, lists: Sequence[tuple[str, ...]]) -> None:
+        self.lists = lists
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def _at(self, position: int) -> str:
+        return next(iter(self.lists[position]), "")
+
+
 class View(Column[T]):
     """Some entries of a sequence, without a copy of them; see `view`."""
 

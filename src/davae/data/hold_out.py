@@ -98,9 +98,14 @@ class Subset:
         return len(self.indices)
 
     @property
-    def captions(self) -> Sequence[tuple[str, ...]]:
+    def captions(self) -> Sequence[str]:
         """See `ImageSource`."""
         return view(self.source.captions, self.indices)
+
+    @property
+    def all_captions(self) -> Sequence[tuple[str, ...]]:
+        """See `ImageSource`."""
+        return view(self.source.all_captions, self.indices)
 
     @property
     def identities(self) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from davae.core.text import readable
 from davae.data import fingerprints
 from davae.data.buckets import Size
 from davae.data.check_index import CheckIndex, Findings, as_keys, key_of
-from davae.data.columns import Numbers, Sizes, view
+from davae.data.columns import Firsts, Numbers, Sizes, view
 from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
 from davae.data.errors import DataError
 from davae.data.records import UNLABELLED, Record, Records
@@ -45,8 +45,12 @@ class ImageSource(Protocol):
         """Class indices, all 0 when the set has no classes."""
 
     @property
-    def captions(self) -> Sequence[tuple[str, ...]]:
-        """One or several sentences an image; () where there is none."""
+    def captions(self) -> Sequence[str]:
+        """A sentence an image, the first where it has several; "" where there is none."""
+
+    @property
+    def all_captions(self) -> Sequence[tuple[str, ...]]:
+        """All sentences of each image; () where there is none."""
 
     @property
     def sizes(self) -> Sequence[Size] | None:
@@ -84,7 +88,8 @@ class FileSource:
 
     ids: Sequence[str]
     labels: Sequence[int]
-    captions: Sequence[tuple[str, ...]]
+    captions: Sequence[str]
+    all_captions: Sequence[tuple[str, ...]]
     sizes: Sequence[Size]
     identities: NDArray[np.uint8]
     class_names: tuple[str, ...]
@@ -131,7 +136,8 @@ class FileSource:
             )
         self.ids = view(candidates.ids, self._usable)
         self.labels = Numbers(np.maximum(candidates.labels[self._usable], 0))
-        self.captions = view(candidates.captions, self._usable)
+        self.all_captions = view(candidates.captions, self._usable)
+        self.captions = Firsts(self.all_captions)
         self.sizes = Sizes(found.sizes[self._usable])
         self.identities = fingerprints.identities(self.ids, found.contents[self._usable])
 

@@ -49,9 +49,14 @@ class SolidsSource:
         return self.count
 
     @cached_property
-    def captions(self) -> list[tuple[str, ...]]:
+    def captions(self) -> list[str]:
         """A sentence for every scene, for example "a striped red box"."""
-        return [(self._caption(index),) for index in range(self.count)]
+        return [self._caption(index) for index in range(self.count)]
+
+    @cached_property
+    def all_captions(self) -> list[tuple[str, ...]]:
+        """See `ImageSource`."""
+        return [(caption,) for caption in self.captions]
 
     @cached_property
     def identities(self) -> NDArray[np.uint8]:

@@ -69,7 +69,7 @@ def require_captions(current: Round) -> int:
         DataError: a transformer that is to follow prompts learns nothing from none.
     """
     source = current.source
-    without = sum(not captions for captions in source.captions)
+    without = sum(not caption for caption in source.captions)
     if without == len(source):
         raise DataError(f"Cannot train on prompts: {_no_caption(_section(current), source)}")
     return without

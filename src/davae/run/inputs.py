@@ -72,7 +72,7 @@ def base_latents(run: Run, data: str | None = None) -> dict[str, Any]:
 def captions(current: Round) -> str:
     """Hash of the captions of the images of a round, by id."""
     source = current.source
-    return PromptSet.of(dict(zip(source.ids, source.captions, strict=True))).fingerprint
+    return PromptSet.of(dict(zip(source.ids, source.all_captions, strict=True))).fingerprint
 
 
 def pipeline(run: Run) -> dict[str, Any]:

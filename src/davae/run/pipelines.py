@@ -107,7 +107,7 @@ def prompts_to_draw(run: Run) -> list[str]:
             "There is nothing to draw: the recipe has neither sample.prompts nor data with captions. Set "
             "sample.prompts to a file of prompts."
         )
-    prompts = [several[0] for several in run.data.test.captions if several]
+    prompts = [caption for caption in run.data.test.captions if caption]
     if not prompts:
         raise ValueError(
             "There is nothing to draw: the test images have no captions. Set sample.prompts to a file of prompts."

@@ -38,7 +38,7 @@ def run(run: Run, name: RoundName) -> None:
     require_captions(current)
     encode_prompts(
         load_text_parts(run.pair, DTYPES[config.dtype]),
-        dict(zip(current.source.ids, current.source.captions, strict=True)) | prompts_of_previews(current),
+        dict(zip(current.source.ids, current.source.all_captions, strict=True)) | prompts_of_previews(current),
         run.folder.prompts(name),
         config,
         run.accelerator.device,

@@ -69,7 +69,7 @@ def check_data(examination: Examination) -> list[Finding]:
     findings = []
     if run.recipe.has("prompts"):
         findings += [finding for name, source in trained.items() for finding in _captions(name, source)]
-        message.append(f"{len(set(chain.from_iterable(run.data.finetune.captions))):,} different captions")
+        message.append(f"{len(set(chain.from_iterable(run.data.finetune.all_captions))):,} different captions")
     elif run.data.train.class_names:
         message.append(f"{len(run.data.train.class_names):,} classes")
     skipped = {tuple(item) for source in parts.values() for item in source.skipped}
@@ -82,7 +82,7 @@ def check_data(examination: Examination) -> list[Finding]:
 
 
 def _captions(name: str, source: ImageSource) -> list[Finding]:
-    empty = sum(not captions for captions in source.captions)
+    empty = sum(not caption for caption in source.captions)
     if not empty:
         return []
     if empty == len(source):
