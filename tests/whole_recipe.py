@@ -17,7 +17,7 @@ SMALLEST: dict[str, Any] = {
             "adversarial": {},
             "vision": {"model": "dinov2"},
         },
-        "transformer": {**TRAINING, "lora": {}},
+        "transformer": {**TRAINING},
     },
     "tokenizer": {**TRAINING, "perceptual": {}, "adversarial": {}},
     "cache": {},

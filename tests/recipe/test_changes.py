@@ -108,3 +108,17 @@ def test_the_second_round_follows_the_first_one_key_by_key() -> None:
     realism = parse_recipe(values).realism
     assert realism is not None
     assert (realism.optim.lr, realism.optim.warmup_steps) == (0.25, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("pretrain.transformer.lora={rank: 4}", "pretrain.transformer: lora has no effect here"),
+        ("pretrain.transformer.init=repeat", "pretrain.transformer: init has no effect"),
+        ("pretrain.transformer.detail_warmup_steps=5", "pretrain.transformer: detail_warmup_steps has no effect"),
+        ("pretrain.cache.max_aspect=2", "pretrain.cache: max_aspect has no effect here; got 2.0. Leave it out"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(change: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        parse_recipe(merge_overrides(SMALLEST, [change]))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 INT64_MAX = 2**63 - 1
 _SHOWN = 60
@@ -128,7 +128,15 @@ class Config:
     # Unknown keys are an error wherever pydantic validates a subclass; by default they are not.
     __pydantic_config__ = {"extra": "forbid"}
 
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()
+    """Settings of a base class that mean nothing here: they keep their defaults, and people are not told of them."""
+
     def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.name in self.WITHOUT_EFFECT and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} has no effect here; got {shown(getattr(self, field.name))}. Leave it out"
+                )
         for name, hint in hints_of(type(self)).items():
             value = getattr(self, name)
             try:

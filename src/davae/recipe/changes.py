@@ -68,10 +68,12 @@ def _matching(values: Mapping[str, Any], pattern: str) -> list[str]:
     return found
 
 
-def keys_in_use(owner: type, values: Mapping[str, Any], section: str = "") -> Iterator[str]:
+def keys_in_use(owner: Any, values: Mapping[str, Any], section: str = "") -> Iterator[str]:
     """Plain keys of a recipe and of every section that it has, by default or given."""
     hints = hints_of(owner)
     for field in fields(owner):
+        if field.name in owner.WITHOUT_EFFECT:
+            continue
         hint, given = hints[field.name], values.get(field.name)
         holds = section_of(hint)
         if holds is None:

@@ -129,12 +129,12 @@ def to_markdown(keys: Sequence[Key]) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _keys(owner: type, section: str, usual: Any = None) -> Iterator[Key]:
+def _keys(owner: Any, section: str, usual: Any = None) -> Iterator[Key]:
     """Keys of a section; `usual` is its default, whose values are theirs."""
     hints = hints_of(owner)
     inner: list[tuple[Key, type, Any]] = []
     for field in dataclasses.fields(owner):
-        if owner is Recipe and field.name == _NOT_WRITTEN:
+        if field.name in owner.WITHOUT_EFFECT or (owner is Recipe and field.name == _NOT_WRITTEN):
             continue
         hint = hints[field.name]
         value = _default(field) if usual is None else getattr(usual, field.name)

@@ -6,8 +6,7 @@ from typing import Any
 from davae.caching.settings import CacheConfig, PromptsConfig
 from davae.core.config import Config, hints_of
 from davae.recipe.recipe import Recipe
-from davae.recipe.sections import DataConfig, EvaluateConfig, PreviewConfig, SampleConfig
-from davae.train.diffusion_settings import DiffusionConfig
+from davae.recipe.sections import DataConfig, EvaluateConfig, FinetuneConfig, PreviewConfig, SampleConfig
 from davae.train.objective import AdversarialConfig, PerceptualConfig, TokenizerConfig, VisionAlignConfig
 from davae.train.settings import LoopConfig, OptimConfig
 
@@ -26,7 +25,7 @@ _MOST: Mapping[type, Mapping[str, float]] = {
     OptimConfig: {"warmup_steps": 2},
     AdversarialConfig: {"start_step": _STEPS // 2 + 1},
     TokenizerConfig: {"calibration_images": 16},
-    DiffusionConfig: {"detail_warmup_steps": 4},
+    FinetuneConfig: {"detail_warmup_steps": 4},
     DataConfig: {"count": 64, "test_count": 8, "workers": 1},
     CacheConfig: {"batch_size": 4},
     PromptsConfig: {"batch_size": 4},

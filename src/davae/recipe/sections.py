@@ -61,6 +61,15 @@ class BaseTransformerConfig(DiffusionConfig):
     time_shift: Positive = 0.3
     """Native timestep shift of the saved scheduler."""
 
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("detail_warmup_steps", "cosine_masked", "init", "lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseCacheConfig(CacheConfig):
+    """How latents of the base autoencoder are stored, those of squares."""
+
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("max_aspect",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig(Config):
@@ -117,7 +126,7 @@ class PretrainConfig(Config):
     """Side of the base images, pixels."""
     autoencoder: BaseAutoencoderConfig | None = None
     """Its training; or `{from: FOLDER}`: one that is there, with the statistics of its latents in its config."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: BaseCacheConfig = field(default_factory=BaseCacheConfig)
     """How the base latents are stored."""
     transformer: BaseTransformerConfig | None = None
     """null ends the run after the autoencoder."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from davae.recipe import RealismConfig
 from davae.run.run import Run
 from davae.train.batch import TrainingSet
 from davae.train.checkpoint import CheckpointStore
@@ -38,7 +39,7 @@ def fit(
     Returns:
         The weight average of each learner.
     """
-    accelerator, data = run.accelerator, run.recipe.data
+    accelerator, data = run.accelerator, config.data if isinstance(config, RealismConfig) else run.recipe.data
     assert data is not None
     share = Share(config.batch_size, config.accumulation, accelerator.num_processes, accelerator.process_index)
     return train(

@@ -8,6 +8,7 @@ import torch
 from davae.backbones.settings import LoraSettings
 from davae.evaluate.cost import ASSUMPTIONS, UTILISATION, Cost, gib, readable
 from davae.evaluate.gpus import GPUS, Gpu, gpu_like, named_gpu
+from davae.recipe import FinetuneConfig
 from davae.tools.doctor.examination import Examination
 from davae.tools.doctor.finding import Finding
 from davae.tools.doctor.trainings import StageCost
@@ -169,7 +170,7 @@ def _savings(stage: StageCost) -> Iterator[str]:
         yield f"set {section}.gradient_checkpointing: true"
     if stage.cost.at_once > 1:
         yield f"raise {section}.accumulation above {training.accumulation}"
-    if isinstance(training, DiffusionConfig):
+    if isinstance(training, FinetuneConfig):
         yield from _lora_savings(training.lora, section, training.precision)
 
 
