@@ -194,12 +194,17 @@ class View(Column[T]):
     def __len__(self) -> int:
         return len(self.positions)
 
+    def __iter__(self) -> Iterator[T]:
+        return map(self.values.__getitem__, self.positions.tolist())
+
     def _at(self, position: int) -> T:
         return self.values[int(self.positions[position])]
 
 
 def view(values: Sequence[T], positions: NDArray[np.int64]) -> Sequence[T]:
     """The entries of a sequence at some positions, in their order."""
+    if np.array_equal(positions, np.arange(len(values))):
+        return values
     if isinstance(values, View):
         return View(values.values, values.positions[positions])
     return View(values, positions)
