@@ -27,10 +27,10 @@ from davae.caching.latent_encoding import encode_images
 from davae.caching.prompt_encoding import encode_prompts
 from davae.caching.settings import CacheConfig, PromptsConfig
 from davae.cli.terminal import watch
-from davae.core.files import write_json
 from davae.core.observer import Observer, Silent
 from davae.core.pixels import uint8_to_signed
 from davae.core.randomness import permutation
+from davae.core.state import write_json
 from davae.data.cache_files import Part
 from davae.data.image_source import ImageSource
 from davae.data.latent_cache import LatentCache

@@ -1,8 +1,6 @@
 """Files are whole or not there, whatever happens to their writer, and hashed by what they contain."""
 
 import hashlib
-import json
-import math
 import os
 import platform
 import signal
@@ -24,8 +22,8 @@ from davae.core.files import (
     replacing,
     replacing_folder,
     sweep,
+    sweep_below,
     text_hash,
-    write_json,
     write_text,
 )
 
@@ -220,17 +218,16 @@ def test_relative_paths_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert contents(tmp_path / "b") == {"model.json": "1"}
 
 
-def test_json_is_written_whole_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    write_json(path, {"b": 1, "a": [None, "\u00e9", 0.1]})
-    assert path.read_text() == '{"b": 1, "a": [null, "\\u00e9", 0.1]}\n'
-    write_json(path, {"b": 1, "a": 2}, indent=1, sort_keys=True)
-    assert path.read_text() == '{\n "a": 2,\n "b": 1\n}\n'
-    for value, error in ((math.nan, ValueError), ({1, 2}, TypeError)):
-        with pytest.raises(error):
-            write_json(path, {"a": value})
-    assert json.loads(path.read_text()) == {"a": 2, "b": 1}
-    assert [left.name for left in tmp_path.iterdir()] == ["run.json"]
+def test_a_locked_folder_is_swept_at_every_depth(tmp_path: Path) -> None:
+    unfinished = ["run/.a.elsewhere.1.tmp", "run/.b.tmp/part/model.json", "run/deep/.tmpAbC123", "run/deep/.c.7.tmp"]
+    kept = ["run/deep/a.tmp", "run/.hidden", "run/deep/.tmp"]
+    for name in (*unfinished, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    with replacing(tmp_path / "run" / "mine") as temporary:
+        temporary.write_text("being written")
+        sweep_below(tmp_path / "run")
+    assert set(contents(tmp_path)) == {*kept, "run/mine"}
 
 
 def blake(*parts: bytes) -> str:

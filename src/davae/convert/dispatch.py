@@ -17,7 +17,8 @@ from davae.convert.keys import ConversionError, ConversionReport, fit, some
 from davae.convert.kl import NORM_GROUPS
 from davae.convert.training_state import read_weights
 from davae.convert.unpickle import Source, read_source, read_statistics
-from davae.core.files import replacing_folder, write_json
+from davae.core.files import replacing_folder
+from davae.core.state import write_json
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ complete. `sweep` removes what processes left under such names when they were ki
 """
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ _BLOCK = 1 << 22  # bytes read at once
 _MODEL_SUFFIXES = (".json", ".safetensors")
 _MACHINE = platform.node().replace(".", "-") or "unknown"
 _TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")  # no process has a number of ten digits
+_UNFINISHED = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]+")  # ours and safetensors'
 _FOREIGN_AGE = 24 * 3600.0  # seconds
 _open: set[Path] = set()  # what this process is writing
 
@@ -78,20 +78,21 @@ def sweep(folder: Path) -> None:
                 _remove(path)
 
 
+def sweep_below(folder: Path) -> None:
+    """Remove all unfinished files at any depth of a folder that this process alone writes, whoever left them."""
+    for root, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            path = Path(root, name)
+            if _UNFINISHED.fullmatch(name) and path.resolve() not in _open:
+                _remove(path)
+                if name in folders:
+                    folders.remove(name)
+
+
 def write_text(path: Path, text: str) -> None:
     """UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: object, indent: int | None = None, sort_keys: bool = False) -> None:
-    """A JSON file, whole or not at all.
-
-    Raises:
-        ValueError: a number is not finite; JSON has none.
-        TypeError: a value has no place in JSON.
-    """
-    write_text(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
 def text_hash(text: str) -> str:

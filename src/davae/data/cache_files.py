@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from davae.core.files import replacing, write_json
+from davae.core.files import replacing
+from davae.core.state import write_json
 from davae.data.errors import DataError
 from davae.data.fingerprints import are_of_other_kinds
 from davae.data.leftovers import remove_leftovers

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from davae.core.files import write_json
+from davae.core.state import write_json
 
 _FORMAT = 1
 

@@ -13,6 +13,7 @@ from davae.core.observer import Silent
 from davae.recipe import Recipe, dump_recipe
 from davae.run.checks import check, check_captions, warn_of_judged_training_images
 from davae.run.run import Run
+from davae.run.writer import only_writer
 from davae.train.checkpoint import differences
 from davae.train.interrupt import terminable
 
@@ -64,6 +65,7 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
     """Run stages in order, passing over those that are done.
 
     Raises:
+        LockedError: another process works on this run.
         ValueError: a finished training would be replaced because its settings changed, and `overwrite` is off.
     """
     if not run.is_main:
@@ -71,27 +73,31 @@ def execute(run: Run, stages: Sequence[Stage]) -> None:
     check(run)
     if any(stage.trains for stage in stages):
         check_captions(run)
-    warn_of_judged_training_images(run)
-    for stage in stages:
-        compared = _compared(run, stage)
-        changes = compared.changes
-        stands = stage.stands(stage.output(run))
-        if stands and not changes:
-            run.observer.say(f"{stage.name}: done before, skipped")
-            _keep(run, stage, compared)
-            continue
-        if stands and stage.trains and run.record.stage(stage.name) is not None and not run.overwrite:
-            raise ValueError(
-                f"Run {run.recipe.name} has a finished {stage.name} with other settings: {'; '.join(changes[:5])}. "
-                f"Use the old settings, give the run another name, or pass --overwrite."
-            )
-        if run.is_main:
-            run.record.begin(run.data.held_out_by)
-            write_text(
-                run.folder.recipe, dump_recipe(run.recipe.anchored())
-            )  # not before: a refused recipe is not the run's
-        run.accelerator.wait_for_everyone()
-        _execute(run, stage)
+    with only_writer(run.folder.root, f"Run {run.recipe.name}", run.is_main):
+        warn_of_judged_training_images(run)
+        for stage in stages:
+            _bring_up_to_date(run, stage)
+
+
+def _bring_up_to_date(run: Run, stage: Stage) -> None:
+    compared = _compared(run, stage)
+    stands = stage.stands(stage.output(run))
+    if stands and not compared.changes:
+        run.observer.say(f"{stage.name}: done before, skipped")
+        _keep(run, stage, compared)
+        return
+    if stands and stage.trains and run.record.stage(stage.name) is not None and not run.overwrite:
+        raise ValueError(
+            f"Run {run.recipe.name} has a finished {stage.name} with other settings: "
+            f"{'; '.join(compared.changes[:5])}. "
+            f"Use the old settings, give the run another name, or pass --overwrite."
+        )
+    if run.is_main:
+        run.record.begin(run.data.held_out_by)
+        recipe = dump_recipe(run.recipe.anchored())
+        write_text(run.folder.recipe, recipe)  # not before: a refused recipe is not the run's
+    run.accelerator.wait_for_everyone()
+    _execute(run, stage)
 
 
 def _execute(run: Run, stage: Stage) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from davae._version import __version__
-from davae.core.files import write_json
+from davae.core.state import write_json
 from davae.data.hold_out import Rule
 from davae.evaluate.hardware import hardware
 

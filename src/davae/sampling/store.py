@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from davae.core.files import replacing, sweep, write_json, write_text
+from davae.core.files import replacing, sweep, write_text
+from davae.core.state import write_json
 from davae.models.chunking import chunks
 from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, ImageFormat, NpzArchive, TarShards
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from davae.backbones.public import known_model
-from davae.core.files import write_json
+from davae.core.state import write_json
 from davae.evaluate.gpus import named_gpu
 from davae.recipe import Recipe
 from davae.run.run import Run
