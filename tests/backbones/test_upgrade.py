@@ -1,5 +1,6 @@
 """`davae.upgrade`: what it shares, keeps and refuses; the other pipelines that take upgraded parts."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from backbones.families import PIPELINES
 from backbones.transformers import flux_transformer, sd3_transformer
 from conftest import assert_close
 from models.families import sd3
+from tiny_text import tiny_text_pipeline
 
 SD3, FLUX = PIPELINES["sd3"], PIPELINES["flux"]
 
@@ -152,5 +154,80 @@ def test_pipelines_without_a_transformer_are_refused() -> None:
     pipe = StableDiffusionPipeline(
         vae=vae, unet=unet, scheduler=SD3.make().scheduler, **nothing, requires_safety_checker=False
     )
-    with pytest.raises(ValueError, match="Cannot upgrade a StableDiffusionPipeline: .*got feature_extractor, .*unet"):
+    with pytest.raises(ValueError, match="StableDiffusionPipeline: .*got scheduler, unet, vae. U-Nets are not"):
         davae.upgrade(pipe)
+
+
+def test_what_is_no_pretrained_pipeline_is_told_which_call_takes_it() -> None:
+    pipe = SD3.make()
+    after = davae.upgrade(pipe)
+    for given, answer in (
+        ("org/name", r"got the name 'org/name'. Load it first: .*from_pretrained\('org/name'\), then davae.upgrade"),
+        (Path("pipeline"), "got the name 'pipeline'. Load it first"),
+        (None, "got None"),
+        (2, "got 2"),
+        (type(pipe), "got the class StableDiffusion3Pipeline. Give what its from_pretrained loads"),
+        (pipe.vae, r"got a AutoencoderKL, an autoencoder. Call davae.AutoencoderDA.from_base\(vae, scale=2\)"),
+        (pipe.transformer, r"got a SD3Transformer2DModel. .*davae.widen\(transformer, detail_channels=D\)"),
+        (after, "StableDiffusion3Pipeline that is upgraded already. Draw with it, or .*load_finetuned"),
+        (after.vae, r"an autoencoder that is upgraded already. .*davae.widen\(transformer, detail_channels=4\)"),
+    ):
+        with pytest.raises(ValueError, match=f"davae.upgrade takes a pretrained pipeline of diffusers; .*{answer}"):
+            davae.upgrade(given)
+    with pytest.raises(ValueError, match="has no vae or no transformer; got scheduler, transformer. Load the pip"):
+        davae.upgrade(SD3.pipeline(None, pipe.transformer))
+
+
+def test_parts_are_told_which_call_takes_them() -> None:
+    pipe = SD3.make()
+    for given, answer in (
+        ("org/name", "got the name 'org/name'. Load it first"),
+        (pipe, r"got a StableDiffusion3Pipeline. Call davae.upgrade\(pipe\)"),
+        (pipe.vae, "got a AutoencoderKL, an autoencoder. Call davae.AutoencoderDA.from_base"),
+        (16, "got 16"),
+        (torch.nn.Linear(2, 2), "got a Linear"),
+    ):
+        with pytest.raises(ValueError, match=f"davae.widen takes a diffusion transformer .*; .*{answer}"):
+            davae.widen(given, detail_channels=4)
+    for given, answer in (
+        ("org/name", "got the name 'org/name'. Load it first"),
+        (pipe, r"Call davae.upgrade\(pipe\)"),
+        (pipe.transformer, "If it is a diffusion transformer, call davae.widen"),
+        (davae.AutoencoderDA.from_base(pipe.vae), "upgraded already"),
+    ):
+        with pytest.raises(ValueError, match=f"from_base takes a pretrained autoencoder .*; .*{answer}"):
+            davae.AutoencoderDA.from_base(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"scale": 1024}, "supports scale 2 and 4; got 1024. The size of an image, in pixels, is image_size"),
+        ({"scale": 2.0}, "supports scale 2 and 4; got 2.0"),
+        ({"detail_channels": "16"}, "at least one detail channel; got '16'"),
+        ({"detail_channels": 0}, "at least one detail channel; got 0"),
+        ({"image_size": "1024"}, "image_size is a whole number of pixels; got '1024'"),
+    ],
+)
+def test_settings_in_the_wrong_place_are_explained(settings: dict[str, Any], answer: str) -> None:
+    with pytest.raises(ValueError, match=answer):
+        davae.upgrade(SD3.make(), **settings)
+
+
+def test_weights_that_are_not_plain_are_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_text_pipeline().to(torch.bfloat16)
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    monkeypatch.setattr(davae.AutoencoderDA, "__init__", lambda *_: pytest.fail("the autoencoder was copied"))
+    with pytest.raises(ValueError, match="Cannot upgrade this SD3Transformer2DModel: layerwise casting stores"):
+        davae.upgrade(pipe)
+    with pytest.raises(ValueError, match="Cannot widen this SD3Transformer2DModel: layerwise casting stores"):
+        davae.widen(pipe.transformer, detail_channels=4)
+
+
+def test_a_pipeline_made_from_an_upgraded_one_is_given_its_autoencoder() -> None:
+    """diffusers' `from_pipe` passes over a part whose class is not the one that the pipeline names."""
+    after = upgraded(SD3.make())
+    pipe = StableDiffusion3Img2ImgPipeline.from_pipe(after, vae=after.vae)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.vae is after.vae
+    assert SD3.draw(pipe, image=torch.rand(1, 3, 64, 64), strength=0.5).shape == (1, 64, 64, 3)

@@ -43,15 +43,15 @@ def test_what_was_written_is_read_in_its_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "EOF"),
-        ('{"name": "a", "ro', "EOF"),
+        ("", "Expecting value"),
+        ('{"name": "a", "ro', "Unterminated string"),
         ("null", "got 'None'"),
         ("[]", r"got '\[\]'"),
         ("{}", "name: Field required"),
         ('{"name": 3}', "name: .* string; got '3'"),
         ('{"name": "a", "rows": [["x"]]}', "rows.0.1: Field required"),
         ("[" * 100_000, "recursion"),
-        (b"\xff\xfe\x00", "Invalid JSON"),
+        (b"\xff\xfe\x00", "codec"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, text: str | bytes, reason: str) -> None:
@@ -60,6 +60,11 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, text: str | byt
     with pytest.raises(StateError, match=rf"state\.json is damaged: .*{reason}.*\. Do that\.$"):
         read_json(path, Contents, "Do that.")
     assert found_json(path, Contents) is None
+
+
+def test_names_that_are_no_text_come_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "caf\udce9"})
+    assert read_json(tmp_path / "a.json", Contents, "").name == "caf\udce9"
 
 
 def test_a_file_that_is_not_there_is_no_damage(tmp_path: Path) -> None:

@@ -129,7 +129,17 @@ def test_mistakes_are_named(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "grid.png").unlink()
     with pytest.raises(FileNotFoundError, match="figure that is not there"):
         write_report(run_dir)
-    (run_dir / "stats.jsonl").write_text("oops\n")
-    Results().save(run_dir / "results.json")
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+
+
+@pytest.mark.parametrize("damage", ["", '{"a', "null", "[]", "{}", '{"stages": {"tokenizer": 5}}'])
+def test_damaged_state_is_named_or_passed_over(run_dir: Path, damage: str) -> None:
+    rows = (run_dir / "stats.jsonl").read_text()
+    (run_dir / "stats.jsonl").write_text(f"oops\n{damage}\n{rows}")  # a line of it
+    page, _ = _check(write_report(run_dir))
+    assert "finetune: loss over steps" in page
+    (run_dir / "run.json").write_text(damage)
+    if "5" not in damage:
+        write_report(run_dir)
+    (run_dir / "results.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"results\.json .*Run 'davae evaluate RECIPE' again"):
         write_report(run_dir)

@@ -376,7 +376,7 @@ def test_quantisation_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatc
     [
         ({"height": 40}, {}, r"Height must be a multiple of 16 \(compression 8 x patch 2\); got 40"),
         ({"width": 144}, {}, "beyond the transformer's positions"),
-        ({"height": 0}, {}, "Height must be a multiple of 16"),
+        ({"height": 24}, {}, "Height must be a multiple of 16"),
         ({"guidance": 0.5}, {}, "at least 1"),
         ({"guidance_interval": (0.7, 0.2)}, {}, "start < end"),
         ({}, {"offload": "model"}, "Offload moves weights"),
@@ -403,9 +403,9 @@ def test_prompts_are_checked(pair: Path, tmp_path: Path) -> None:
         generate(SavedPipeline(pair), ["a", " "], tmp_path / "out", Generation(**QUICK))
 
 
-@pytest.mark.parametrize("name", ["steps", "count", "batch", "shard_size"])
+@pytest.mark.parametrize("name", ["steps", "count", "batch", "shard_size", "height", "max_length"])
 def test_numbers_are_checked(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number(, at least 1| in .1, 65536.); got 0"):
         Generation(**{name: 0})
 
 

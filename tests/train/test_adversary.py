@@ -92,7 +92,7 @@ def test_the_autoencoder_is_told_what_the_judge_thinks_and_the_judge_is_left_alo
 
 @pytest.mark.parametrize("setting", [{"lecam_decay": 1.0}, {"lecam_decay": -0.1}])
 def test_a_decay_that_is_none_is_refused(setting: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"lecam_decay must lie in \[0, 1\); got"):
+    with pytest.raises(ValueError, match=r"lecam_decay must be a number in \[0, 1\); got"):
         AdversarialConfig(**setting)
 
 

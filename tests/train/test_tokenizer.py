@@ -239,7 +239,7 @@ def test_a_perceptual_distance_has_its_weight() -> None:
         assert not references.requires_grad
         return (fakes - references).square().flatten(1).sum(dim=1)
 
-    settings = PerceptualConfig(vgg="", linear="", weight=3.0)
+    settings = PerceptualConfig(vgg="vgg", linear="linear", weight=3.0)
     total, values = loss(tokenizer(distance, perceptual=settings, align_weight=0.0, kl_weight=0.0))
     assert total.item() == pytest.approx(float(values["l1"] + 3 * values["perceptual"]), rel=1e-5)
 
@@ -295,10 +295,10 @@ def test_bf16_leaves_weights_gradients_and_moments_in_fp32(tmp_path: Path) -> No
 
 
 WRONG = [
-    ({"adaptive_every": 0}, "adaptive_every must be at least 1; got 0"),
-    ({"detail_dropout": 1.0}, r"detail_dropout must be in \[0, 1\); got 1.0"),
-    ({"detail_dropout": -0.5}, r"detail_dropout must be in \[0, 1\); got -0.5"),
-    ({"steps": 0}, "steps must be at least 1; got 0"),
+    ({"adaptive_every": 0}, "adaptive_every must be a whole number, at least 1; got 0"),
+    ({"detail_dropout": 1.0}, r"detail_dropout must be a number in \[0, 1\); got 1.0"),
+    ({"detail_dropout": -0.5}, r"detail_dropout must be a number in \[0, 1\); got -0.5"),
+    ({"steps": 0}, "steps must be a whole number, at least 1; got 0"),
 ]
 
 

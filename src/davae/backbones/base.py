@@ -68,9 +68,17 @@ def token_lengths(tokenizer: Any, prompts: list[str]) -> list[int]:
     return [len(tokens) for tokens in tokenizer(prompts)["input_ids"]]
 
 
+def _declared_channels(config: Any) -> int:
+    return config.get("out_channels") or config.in_channels
+
+
+def _all_weights(model: nn.Module) -> dict[str, Tensor]:
+    return model.state_dict()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """One family, as data and a few functions.
+    """One family, as data and a few functions, which have names: what holds a family can be sent to another process.
 
     A widened transformer is the same class with another config and wider tensors: base channels first, new ones
     after them, in every group of channels that an embedder or a head holds.
@@ -94,9 +102,9 @@ class Backbone:
     lora_targets: tuple[str, ...] = ()
     """Ends of the module paths that LoRA adapts by default: the reference's attention, second feed-forward layer
     and AdaLN, of the image stream where there are two."""
-    predicted_channels: Callable[[Any], int] = lambda config: config.get("out_channels") or config.in_channels
+    predicted_channels: Callable[[Any], int] = _declared_channels
     """(config) -> channels of the prediction: the input's, or twice as many with a learned sigma."""
-    own_weights: Callable[[nn.Module], dict[str, Tensor]] = lambda model: model.state_dict()
+    own_weights: Callable[[nn.Module], dict[str, Tensor]] = _all_weights
     """(model) -> its weights, without those that a pipeline lends it."""
     pipelines: tuple[str, ...] = ()
     """Class names of the stock pipelines (or davae's) that the library's samplers can draw from."""

@@ -18,6 +18,10 @@ def _rebuild(pipe: Any, components: Mapping[str, object]) -> Any:
     return rebuilt(pipe, components, HunyuanDiTPipelineDA)
 
 
+def _predicted_channels(config: Any) -> int:
+    return config.in_channels * (2 if config.learn_sigma else 1)
+
+
 HUNYUAN = Backbone(
     class_name="HunyuanDiT2DModel",
     convention="v",
@@ -26,7 +30,7 @@ HUNYUAN = Backbone(
     embedders=("pos_embed.proj",),
     head="proj_out",
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "norm1.linear"),
-    predicted_channels=lambda config: config.in_channels * (2 if config.learn_sigma else 1),
+    predicted_channels=_predicted_channels,
     takes_negative=True,
     refused={"HunyuanDiTPAGPipeline": _EIGHT, "HunyuanDiTControlNetPipeline": _EIGHT},
     rebuild=_rebuild,

@@ -3,13 +3,18 @@
 import logging
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from davae.backbones.base import Backbone, config_of
 from davae.backbones.registry import backbone_of
 from davae.backbones.widening import widen
 from davae.core.names import Init
-from davae.models.autoencoder import AutoencoderDA
+from davae.models.autoencoder import AutoencoderDA, expect_upgrade
+from davae.models.instead import instead_of, is_upgraded
+from davae.models.plain import expect_plain
+
+_WIDENED = ("transformer", "controlnet")
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +40,18 @@ def upgrade(
         init: of the new weights, see `widen`.
 
     Raises:
-        ValueError: a family is unknown, the pipeline cannot draw an upgraded model, the parts do not match, or
-            the size does not fit the grid.
+        ValueError: it is no pipeline, or upgraded already; a family is unknown, the pipeline cannot draw an upgraded
+            model, weights are not plain (see `expect_plain`), the parts do not match, or a setting does not fit.
     """
-    backbone = _backbone_of(pipe)  # a pipeline that cannot be upgraded is refused before anything is built
+    backbone = _backbone_of(pipe)  # a pipeline that cannot be upgraded is refused before anything is copied
+    expect_upgrade(scale, detail_channels)
+    if image_size is not None and type(image_size) is not int:
+        raise ValueError(
+            f"image_size is a whole number of pixels; got {image_size!r}. Pass a number, or leave it out."
+        )
     vae = AutoencoderDA.from_base(pipe.vae, scale=scale, detail_channels=detail_channels)
     components = {**pipe.components, "vae": vae}
-    for name in ("transformer", "controlnet"):
+    for name in _WIDENED:
         if components.get(name) is not None:
             _expect_pair(pipe.vae, vae, components[name])
             components[name] = widen(components[name], vae.layout.detail_channels, init)
@@ -61,11 +71,21 @@ def upgrade(
 
 def _backbone_of(pipe: Any) -> Backbone:
     name = type(pipe).__name__
-    if not {"vae", "transformer"} <= pipe.components.keys():
-        raise ValueError(
-            f"Cannot upgrade a {name}: it has no vae or no transformer; got {', '.join(sorted(pipe.components))}. "
-            f"Use davae.widen and davae.AutoencoderDA.from_base on the parts."
+    if not isinstance(pipe, DiffusionPipeline) or is_upgraded(pipe.components.get("vae")):
+        raise ValueError(f"davae.upgrade takes a pretrained pipeline of diffusers; {instead_of(pipe)}")
+    present = sorted(part for part, component in pipe.components.items() if component is not None)
+    if not {"vae", "transformer"} <= set(present):
+        remedy = (
+            "U-Nets are not upgraded; take a pipeline with a diffusion transformer."
+            if "unet" in present
+            else "Load the pipeline with both, or use davae.widen and davae.AutoencoderDA.from_base on the parts."
         )
+        raise ValueError(
+            f"Cannot upgrade a {name}: it has no vae or no transformer; got {', '.join(present)}. {remedy}"
+        )
+    for part in ("vae", *_WIDENED):
+        if part in present:
+            expect_plain(pipe.components[part], "upgrade")
     backbone = backbone_of(pipe.transformer)
     if name in backbone.refused:
         raise ValueError(

@@ -11,6 +11,8 @@ from davae.backbones.registry import backbone_of
 from davae.core.names import Init
 from davae.core.widen import KeyReport, widen_inputs, widen_outputs
 from davae.models.inherit import constructor_arguments
+from davae.models.instead import instead_of, may_be_transformer
+from davae.models.plain import expect_plain
 
 Transformer = TypeVar("Transformer")
 """A class of transformers, which comes back. For type checkers those that diffusers exports are no modules."""
@@ -31,8 +33,10 @@ def widen(transformer: Transformer, detail_channels: int, init: Init = "zero", s
         seed: of the random initialisation.
 
     Raises:
-        ValueError: the class is unknown, the model takes more than the latent, or D is not positive.
+        ValueError: the class is unknown, its weights are not plain (see `expect_plain`), the model takes more than
+            the latent, or D is not positive.
     """
+    _expect_transformer(transformer)
     widened, report = widen_with_report(transformer, detail_channels, init, seed)
     logger.info("Widened %s by %d channels: %s", type(transformer).__name__, detail_channels, report)
     return widened
@@ -45,9 +49,14 @@ def widen_with_report(
 
     With `consume` the new transformer takes over the tensors that stay as they are, instead of copies, so that both
     need hardly more memory than one. The given transformer must not be used afterwards: it shares its weights.
+    One without values (meta device) gives one without values.
     """
-    if detail_channels < 1:
-        raise ValueError(f"Widening needs at least one detail channel; got {detail_channels}.")
+    if type(detail_channels) is not int or detail_channels < 1:
+        raise ValueError(
+            f"Widening needs at least one detail channel; got {detail_channels!r}. Give a whole number, as many as "
+            f"the autoencoder has detail channels."
+        )
+    _expect_transformer(transformer, outline=True)
     backbone = backbone_of(transformer)
     source: Any = transformer
     channels = backbone.latent_channels(source.config) + detail_channels
@@ -64,7 +73,8 @@ def widen_with_report(
     if strangers:
         raise ValueError(
             f"The widened {backbone.class_name} expects other weights than its source has; {len(strangers)} "
-            f"offending keys: {', '.join(strangers[:6])}. Unload adapters and unload or fuse LoRA first."
+            f"offending keys: {', '.join(strangers[:6])}. Unload what was added to it (an IP-Adapter, attention "
+            f"processors with weights) first."
         )
     frozen = {name for name, weight in source.named_parameters() if not weight.requires_grad}
     widened.load_state_dict(state, assign=True)
@@ -72,6 +82,13 @@ def widen_with_report(
         weight.requires_grad_(name not in frozen)
     _take_buffers(source, widened, consume)
     return widened.train(source.training), report
+
+
+def _expect_transformer(given: Any, outline: bool = False) -> None:
+    if isinstance(given, nn.Module):
+        expect_plain(given, "widen", outline=outline)
+    if not may_be_transformer(given):
+        raise ValueError(f"davae.widen takes a diffusion transformer of diffusers or davae; {instead_of(given)}")
 
 
 def _widened_state(

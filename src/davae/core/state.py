@@ -4,10 +4,10 @@ A shape is a data class, or another type that pydantic knows: it says which keys
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -42,12 +42,20 @@ def read_json(path: Path, shape: type[Shape], remedy: str) -> Shape:
         FileNotFoundError: there is no file.
         StateError: it is no JSON, or has another shape.
     """
-    return _checked(path, remedy, lambda: _adapter(shape).validate_json(path.read_bytes()))
+    try:
+        # Not by pydantic: names of files may hold bytes that are no text, which it refuses here.
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
+        raise StateError(f"{path} is damaged: {error or 'it is empty'}. {remedy}") from error
+    return parse_json(path, content, shape, remedy)
 
 
 def parse_json(path: Path, content: object, shape: type[Shape], remedy: str) -> Shape:
     """Likewise of what was read from `path` before, as JSON values."""
-    return _checked(path, remedy, lambda: _adapter(shape).validate_python(content))
+    try:
+        return _adapter(cast(Hashable, shape)).validate_python(content)
+    except ValidationError as error:
+        raise StateError(f"{path} is damaged: {_reason(error)}. {remedy}") from error
 
 
 def found_json(path: Path, shape: type[Shape]) -> Shape | None:
@@ -58,20 +66,13 @@ def found_json(path: Path, shape: type[Shape]) -> Shape | None:
         return None
 
 
-def _checked(path: Path, remedy: str, read: Callable[[], Shape]) -> Shape:
-    try:
-        return read()
-    except ValidationError as error:
-        raise StateError(f"{path} is damaged: {_reason(error)}. {remedy}") from error
-
-
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))
-    got = "" if first["type"] in ("json_invalid", "missing") else f"; got {str(first['input'])[:40]!r}"
+    got = "" if first["type"] == "missing" else f"; got {str(first['input'])[:40]!r}"
     return f"{where}: {first['msg']}{got}" if where else f"{first['msg']}{got}"
 
 
 @lru_cache(maxsize=32)
-def _adapter(shape: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)
+def _adapter(shape: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(type[Any], shape))

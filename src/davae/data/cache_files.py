@@ -8,17 +8,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from davae.core.files import replacing
-from davae.core.state import write_json
+from davae.core.state import StateError, parse_json, read_json, write_json
 from davae.data.errors import DataError
 from davae.data.fingerprints import are_of_other_kinds
 from davae.data.leftovers import remove_leftovers
+
+Contents = TypeVar("Contents", bound="Manifest")
 
 _MANIFEST = "manifest.json"
 
@@ -168,22 +170,32 @@ class CacheKind:
         part.wait()
         return folder
 
-    def read_manifest(self, folder: Path) -> dict[str, Any]:
-        """The fields of the manifest as JSON has them.
+    def read_manifest(self, folder: Path, shape: type[Contents]) -> Contents:
+        """The manifest of a complete cache.
+
+        Args:
+            folder: of the cache.
+            shape: class of its manifest.
 
         Raises:
-            DataError: there is no complete cache, or its format is another.
+            DataError: there is no complete cache, its manifest is damaged, or its format is another.
         """
         path = folder / _MANIFEST
-        if not path.exists():
-            raise DataError(f"There is no complete {self.name} cache in {folder}. Make one with '{self.command}'.")
-        stored: dict[str, Any] = json.loads(path.read_text())
-        if stored["format_version"] not in self.formats:
+        remedy = f"Re-run '{self.command}': whole shards are kept, the manifest is made again."
+        try:
+            stored = read_json(path, dict[str, Any], remedy)
+            if stored.get("format_version") not in self.formats:
+                raise DataError(
+                    f"The {self.name} cache in {folder} has format {stored.get('format_version')}; this davae reads "
+                    f"{' and '.join(map(str, self.formats))}. {self.other_format}"
+                )
+            return parse_json(path, stored, shape, remedy)
+        except FileNotFoundError:
             raise DataError(
-                f"The {self.name} cache in {folder} has format {stored['format_version']}; this davae reads "
-                f"{' and '.join(map(str, self.formats))}. {self.other_format}"
-            )
-        return stored
+                f"There is no complete {self.name} cache in {folder}. Make one with '{self.command}'."
+            ) from None
+        except StateError as error:
+            raise DataError(str(error)) from error
 
     def count_rows(self, path: Path, names: Iterable[str]) -> list[int]:
         """Rows of each named tensor of a shard, without reading them.

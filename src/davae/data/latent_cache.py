@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,8 +22,6 @@ from davae.data.cache_files import WHOLE, CacheKind, Part, Shard
 from davae.data.errors import DataError
 
 FORMAT_VERSION = 3
-_OF_THE_SET = ("labels", "captions", "class_names")
-"""What earlier formats also held: the set itself says it, and may have been corrected since."""
 _KIND = CacheKind(
     name="latent",
     command="davae cache RECIPE",
@@ -139,7 +136,7 @@ class LatentCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = _manifest(_KIND.read_manifest(folder))
+        self.manifest = _KIND.read_manifest(folder, CacheManifest)
         self._starts = [0]
         for name, count in self.manifest.shards:
             [stored] = _KIND.count_rows(folder / name, ["mean"])
@@ -238,16 +235,3 @@ def is_complete(folder: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def _manifest(stored: dict[str, Any]) -> CacheManifest:
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in stored.items()
-        if key not in _OF_THE_SET
-    }
-    values["layout"] = LatentLayout(**stored["layout"])
-    values["buckets"] = tuple((height, width, count) for height, width, count in stored.get("buckets", ()))
-    values["shards"] = tuple((name, count) for name, count in stored["shards"])
-    values["skipped"] = tuple((name, reason) for name, reason in stored["skipped"])
-    return CacheManifest(**values)

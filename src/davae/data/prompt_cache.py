@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +173,7 @@ class PromptCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = _manifest(_KIND.read_manifest(folder))
+        self.manifest = _KIND.read_manifest(folder, PromptManifest)
         self._starts = [0]
         for name, count in self.manifest.shards:
             stored = set(_KIND.count_rows(folder / name, self.manifest.tensors))
@@ -322,9 +321,3 @@ def _read_index(path: Path) -> dict[str, Tensor]:
         raise DataError(
             f"The index {path} is missing or cut off ({error}). Re-run 'davae prompts RECIPE'."
         ) from error
-
-
-def _manifest(stored: Mapping[str, Any]) -> PromptManifest:
-    tensors = {name: (dtype, tuple(shape)) for name, (dtype, shape) in stored["tensors"].items()}
-    shards = tuple((name, count) for name, count in stored["shards"])
-    return PromptManifest(**{**stored, "tensors": tensors, "shards": shards})

@@ -3,13 +3,12 @@
 Lists keep their order, because it is the order in which a reader sees them.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from davae.core.state import write_json
+from davae.core.state import StateError, parse_json, read_json, write_json
 
 _FORMAT = 1
 
@@ -89,20 +88,29 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != _FORMAT:
-            raise ValueError(
-                f"{path} is not a results file of this version; got format {found!r}, expected {_FORMAT}. "
-                f"Run 'davae evaluate RECIPE' again."
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            StateError: it is damaged, or of another version.
+        """
+        remedy = "Run 'davae evaluate RECIPE' again."
+        data = read_json(path, dict[str, Any], remedy)
+        if data.get("format") != _FORMAT:
+            raise StateError(
+                f"{path} is not a results file of this version; got format {data.get('format')!r}, expected "
+                f"{_FORMAT}. {remedy}"
             )
-        return cls(
-            run=data["run"],
-            measurements=[Measurement(**item) for item in data["measurements"]],
-            figures=[Figure(**item) for item in data["figures"]],
-            claims=[Claim(**item) for item in data["claims"]],
-        )
+        return parse_json(path, data, cls, remedy)
+
+    @classmethod
+    def stand(cls, path: Path) -> bool:
+        """Whether whole results are there."""
+        try:
+            cls.load(path)
+        except (StateError, FileNotFoundError):
+            return False
+        return True
 
     def _refuse_duplicates(self) -> None:
         seen: set[tuple[str, str, str]] = set()

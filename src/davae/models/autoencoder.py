@@ -8,6 +8,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, Self, overload
 
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from davae.core.layout import LatentLayout
 from davae.core.scaling import LatentScaling
-from davae.models.bases import build_base, family_of, weight_of
+from davae.models.bases import STRUCTURED, BaseFamily, build_base, family_of, weight_of
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
 from davae.models.declared_scaling import scaling_of
 from davae.models.diffusers_model import DiffusersModel, apply_forward_hook, register_to_config
 from davae.models.inherit import constructor_arguments, detail_affine, extended_norm, inherited_scaling, load_trunk
+from davae.models.instead import instead_of
+from davae.models.plain import expect_plain, is_outline
 from davae.models.posterior import LOGVAR_RANGE, StructuredOutput, StructuredPosterior
 from davae.models.tiling import run_tiled
 from davae.models.warm_start import warm_start
@@ -96,10 +99,7 @@ class AutoencoderDA(DiffusersModel, AutoencoderMixin):  # type: ignore[misc]  # 
         super().__init__()
         _require_choice("base_units", base_units, ("raw", "scaled"))
         _require_choice("decoder_order", decoder_order, ("base_first", "detail_first"))
-        if scale not in (2, 4):
-            raise ValueError(f"AutoencoderDA supports scale 2 and 4; got {scale}.")
-        if detail_channels < 1:
-            raise ValueError(f"AutoencoderDA needs at least one detail channel; got {detail_channels}.")
+        expect_upgrade(scale, detail_channels)
         family = family_of(base_class)
         self.base_vae = build_base(base_class, base_config or {}).requires_grad_(False)
         self.family = family
@@ -154,20 +154,24 @@ class AutoencoderDA(DiffusersModel, AutoencoderMixin):  # type: ignore[misc]  # 
             decoder_order: see the class.
             warm: start the two new blocks from the base's own head and stem (see `warm_start`) instead of from
                 random weights.
+
+        Raises:
+            ValueError: it is no autoencoder of a known family, its weights are not plain (see `expect_plain`), or the
+                settings do not fit it. One without values (meta device) gives one without values.
         """
-        class_name = type(base_vae).__name__
-        family = family_of(class_name)
+        family = _expect_base(base_vae)
         channels = family.latent_channels(base_vae.config)
-        model = cls(
-            base_class=class_name,
-            base_config=constructor_arguments(base_vae),
-            scale=scale,
-            detail_channels=channels if detail_channels is None else detail_channels,
-            clamp_base_image=clamp_base_image,
-            base_units=base_units,
-            decoder_order=decoder_order,
-            learned_shortcut=warm,
-        )
+        with base_vae.device if is_outline(base_vae) else nullcontext():
+            model = cls(
+                base_class=family.class_name,
+                base_config=constructor_arguments(base_vae),
+                scale=scale,
+                detail_channels=channels if detail_channels is None else detail_channels,
+                clamp_base_image=clamp_base_image,
+                base_units=base_units,
+                decoder_order=decoder_order,
+                learned_shortcut=warm,
+            )
         model.base_vae.load_state_dict(base_vae.state_dict())
         load_trunk(model.encoder, base_vae.encoder, replaced=family.head(base_vae.encoder))
         load_trunk(model.decoder, base_vae.decoder, replaced=family.stem(base_vae.decoder))
@@ -382,6 +386,35 @@ class AutoencoderDA(DiffusersModel, AutoencoderMixin):  # type: ignore[misc]  # 
 def _split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
     mean, logvar = moments.chunk(2, dim=1)
     return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+def expect_upgrade(scale: object, detail_channels: object = None) -> None:
+    """Refuse what an autoencoder cannot be upgraded by; None stands for detail channels that are chosen later.
+
+    Raises:
+        ValueError: the scale is not 2 or 4, or there is not a whole, positive number of detail channels.
+    """
+    if type(scale) is not int or scale not in (2, 4):
+        raise ValueError(
+            f"AutoencoderDA supports scale 2 and 4; got {scale!r}. The size of an image, in pixels, is image_size."
+        )
+    if detail_channels is not None and (type(detail_channels) is not int or detail_channels < 1):
+        raise ValueError(
+            f"AutoencoderDA needs at least one detail channel; got {detail_channels!r}. Give a whole number, for "
+            f"example as many as the base has channels."
+        )
+
+
+def _expect_base(base_vae: Any) -> BaseFamily:
+    """The family of an autoencoder that can be upgraded."""
+    if isinstance(base_vae, nn.Module):
+        expect_plain(base_vae, "upgrade", outline=True)
+    name = type(base_vae).__name__
+    if name == STRUCTURED or not (isinstance(base_vae, ModelMixin) and name.startswith("Autoencoder")):
+        raise ValueError(
+            f"AutoencoderDA.from_base takes a pretrained autoencoder of diffusers; {instead_of(base_vae)}"
+        )
+    return family_of(name)
 
 
 def _require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

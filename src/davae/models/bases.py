@@ -12,22 +12,34 @@ from typing import Any, cast
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+STRUCTURED = "AutoencoderDA"
+"""Class name of an upgraded autoencoder, which is no base."""
+
+
+def _conv_out(part: nn.Module) -> str:
+    return "conv_out"
+
+
+def _conv_in(part: nn.Module) -> str:
+    return "conv_in"
+
 
 @dataclass(frozen=True)
 class BaseFamily:
     """How one autoencoder class encodes, decodes and gives up its first and last convolution.
 
-    The convolutions are named by their path inside the encoder or decoder.
+    The convolutions are named by their path inside the encoder or decoder. Functions have names, because models are
+    pickled with their family.
     """
 
     class_name: str
     encode: Callable[[ModelMixin, Tensor], Tensor]
     """(base, image [B, 3, H, W] in [-1, 1]) -> raw latent, deterministic (posterior mode)."""
-    head: Callable[[nn.Module], str] = lambda encoder: "conv_out"
+    head: Callable[[nn.Module], str] = _conv_out
     """encoder -> its last convolution, features to latent: the detail features are tapped before it."""
-    stem: Callable[[nn.Module], str] = lambda decoder: "conv_in"
+    stem: Callable[[nn.Module], str] = _conv_in
     """decoder -> its first convolution, latent to features: the joint latent enters in its place."""
-    tail: Callable[[nn.Module], str] = lambda decoder: "conv_out"
+    tail: Callable[[nn.Module], str] = _conv_out
     """decoder -> its last convolution, where the adversarial weight is measured."""
     widths: str = "block_out_channels"
     """Config entry with the widths a level; 2 ** (its length - 1) is the family's compression f."""
@@ -110,6 +122,10 @@ def _mode(base: ModelMixin, image: Tensor) -> Tensor:
     return base.encode(image).latent_dist.mode()
 
 
+def _latent(base: ModelMixin, image: Tensor) -> Tensor:
+    return base.encode(image).latent
+
+
 def _latents(base: ModelMixin, image: Tensor) -> Tensor:
     return base.encode(image).latents
 
@@ -137,7 +153,7 @@ FAMILIES = {
         # DC-AE, of SANA. diffusers 0.42 has no checkpointing for it.
         BaseFamily(
             "AutoencoderDC",
-            encode=lambda base, image: base.encode(image).latent,
+            encode=_latent,
             tail=_dc_tail,
             widths="encoder_block_out_channels",
             shortcuts=(("encoder", "out_shortcut"), ("decoder", "in_shortcut")),

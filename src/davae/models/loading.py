@@ -11,9 +11,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 
-from davae.models.bases import FAMILIES
+from davae.models.bases import FAMILIES, STRUCTURED
 
-STRUCTURED = "AutoencoderDA"
 _CONFIG = "config.json"
 _WEIGHTS = tuple(
     f"diffusion_pytorch_model{end}" for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")

@@ -36,8 +36,12 @@ def _mae_tokens(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     return model(pixels, noise=noise, interpolate_pos_encoding=True).last_hidden_state
 
 
+def _dinov2_tokens(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    return model(pixels).last_hidden_state
+
+
 FAMILIES: Final = {
-    "dinov2": FoundationFamily("Dinov2Model", lambda model, pixels: model(pixels).last_hidden_state),
+    "dinov2": FoundationFamily("Dinov2Model", _dinov2_tokens),
     "vit_mae": FoundationFamily("ViTMAEModel", _mae_tokens),
 }
 """By `model_type` of the model's config.json. A new one is an entry here and a test."""

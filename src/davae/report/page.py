@@ -3,18 +3,20 @@
 The page embeds everything and forbids itself every request. No model and no data is needed to make it.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from davae.core.files import write_text
+from davae.core.state import found_json, parse_json
 from davae.evaluate.results import Claim, Figure, Results
 from davae.report.figures import loss_curves
 from davae.report.markup import definitions, document, duration, embedded_image, escaped, flat_png, plain, rate
 from davae.report.measurement_tables import measurement_tables
+from davae.train import journal
 
 _HARDWARE = {
     "cpu": "CPU",
@@ -28,6 +30,24 @@ _HARDWARE = {
 }
 
 
+@dataclass
+class _Spent:
+    """Of a stage."""
+
+    seconds: float
+
+
+@dataclass
+class _About:
+    """What the page says of a run as a whole: what is known of it in run.json, and above that in results.json."""
+
+    name: str | None = None
+    title: str | None = None
+    summary: str | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, _Spent] = field(default_factory=dict)
+
+
 def write_report(run_dir: Path, reference: Path | None = None) -> Path:
     """Write report.html into a run directory from results.json and, where present, the files beside it.
 
@@ -39,13 +59,12 @@ def write_report(run_dir: Path, reference: Path | None = None) -> Path:
         The path of the page.
     """
     results = _results(run_dir / "results.json")
-    run_file = run_dir / "run.json"
-    run = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else {}
-    run |= results.run
+    recorded = found_json(run_dir / "run.json", dict[str, Any]) or {}
+    run = parse_json(run_dir / "run.json", recorded | results.run, _About, "Run 'davae evaluate RECIPE' again.")
     sets = [("this run", results.measurements)]
     if reference is not None:
         sets.append(("long run", _results(reference).measurements))
-    title = str(run.get("title") or run.get("name") or run_dir.resolve().name)
+    title = run.title or run.name or run_dir.resolve().name
     page = [
         _header(title, run),
         _claims(results.claims),
@@ -66,9 +85,9 @@ def _results(path: Path) -> Results:
     return Results.load(path)
 
 
-def _header(title: str, run: Mapping[str, Any]) -> str:
-    stages = {name: float(stage["seconds"]) for name, stage in run.get("stages", {}).items()}
-    sentences = [escaped(run["summary"])] if run.get("summary") else []
+def _header(title: str, run: _About) -> str:
+    stages = {name: stage.seconds for name, stage in run.stages.items()}
+    sentences = [escaped(run.summary)] if run.summary else []
     if stages:
         count = f"{len(stages)} stages" if len(stages) > 1 else "one stage"
         sentences.append(f"The run took {duration(sum(stages.values()))} in {count}.")
@@ -124,7 +143,7 @@ def _figures(figures: Sequence[Figure], run_dir: Path) -> str:
 
 
 def _curves(path: Path) -> str:
-    rows = _stats(path)
+    rows = journal.rows(path)
     parts = []
     for stage in dict.fromkeys(str(row["stage"]) for row in rows):
         members = [row for row in rows if str(row["stage"]) == stage and "step" in row]
@@ -158,34 +177,14 @@ def _curve_figure(stage: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[
     return f"<figure>{embedded_image(light, f'{stage}: {title} over steps', 'a loss curve', dark)}</figure>"
 
 
-def _stats(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    # A run that was killed while logging leaves half a last line, which no one has to repair.
-    lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}. Remove the line.") from error
-        if not isinstance(row, dict) or "stage" not in row:
-            raise ValueError(
-                f"{path}, line {number}: expected an object with 'stage', got {line[:80]}. Remove the line."
-            )
-        rows.append(row)
-    return rows
-
-
 def _recipe(path: Path) -> str:
     if not path.is_file():
         return ""
     return f"<h2>Recipe</h2>\n<pre>{escaped(path.read_text(encoding='utf-8').strip())}</pre>"
 
 
-def _footer(run: Mapping[str, Any]) -> str:
-    found: dict[str, object] = {key: value for key, value in run.get("hardware", {}).items() if value is not None}
+def _footer(run: _About) -> str:
+    found: dict[str, object] = {key: value for key, value in run.hardware.items() if value is not None}
     order = [key for key in _HARDWARE if key in found] + [key for key in found if key not in _HARDWARE]
     lines = {_HARDWARE.get(key, key): plain(found[key]) for key in order}
     return f"</main>\n<footer>{definitions(lines)}</footer>"

@@ -21,8 +21,8 @@ def check_interval(interval: tuple[float, float]) -> None:
     start, end = interval
     if not start < end:
         raise ValueError(
-            f"guidance_interval must be two times in order, in [0, 1]; got [{start}, {end}]. To draw without "
-            f"guidance, set its scale to 1"
+            f"guidance_interval must be two times in order, start < end, in [0, 1]; got [{start}, {end}]. To draw "
+            f"without guidance, set its scale to 1"
         )
 
 

@@ -242,4 +242,5 @@ STAGE = Stage(
     inputs=depends_on,
     run=run,
     output=lambda run: run.folder.results,
+    stands=Results.stand,
 )

@@ -1,6 +1,6 @@
 """`davae report`: results, curves and pictures of a run on one page."""
 
-from davae.core.files import text_hash
+from davae.core.files import file_hash
 from davae.report.page import write_report
 from davae.run.execute import Stage
 from davae.run.run import Run
@@ -9,7 +9,7 @@ from davae.run.run import Run
 def depends_on(run: Run) -> dict[str, str]:
     """What the page depends on."""
     results = run.folder.results
-    return {"results": text_hash(results.read_text(encoding="utf-8")) if results.exists() else ""}
+    return {"results": file_hash(results) if results.exists() else ""}
 
 
 def run(run: Run) -> None:

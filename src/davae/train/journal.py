@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,8 +29,8 @@ class Journal:
         """Drop this stage's rows beyond `step`: a resumed run writes them again."""
         if self.path is None or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        write_text(self.path, "".join(f"{line}\n" for line in lines if self._stays(line, step)))
+        kept = [row for row in rows(self.path) if row["stage"] != self.stage or row["step"] <= step]
+        write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row."""
@@ -39,12 +40,23 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
 
-    def _stays(self, line: str, step: int) -> bool:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a kill can cut the last line
-            return False
-        return row["stage"] != self.stage or row["step"] <= step
+
+def rows(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of a journal; none where there is no file. Damaged lines, such as a kill leaves, are passed over."""
+    if path is None or not path.is_file():
+        return []
+    parsed = map(_row, path.read_bytes().split(b"\n"))
+    return [row for row in parsed if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, nested without end
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("stage"), str) or not isinstance(row.get("step"), int):
+        return None
+    return row if all(isinstance(value, int | float) for key, value in row.items() if key != "stage") else None
 
 
 class Window:
