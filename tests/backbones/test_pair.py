@@ -119,9 +119,10 @@ def test_what_is_no_pair_is_explained(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no pretrained pair in .*nowhere: model_index.json is missing. Give"):
         Pair(tmp_path / "nowhere")
     for content, message in (
-        ("", "Cannot read .*model_index.json: Expecting value"),
+        ("", "Cannot read .*model_index.json: it is empty"),
+        ("<!DOCTYPE html>", "Cannot read .*model_index.json: it is a web page, not the file"),
         ('{"a', "Cannot read .*model_index.json: Unterminated"),
-        ("[]", "not the index of a pipeline"),
+        ("[]", "Cannot read .*model_index.json: got a list, allowed is a JSON object"),
         ("{}", "not the index of a pipeline"),
         ('{"_class_name": ["pipeline", "Evil"]}', "not the index of a pipeline"),
         (
@@ -152,3 +153,33 @@ def test_weights_of_another_model_and_pickles_are_refused(tmp_path: Path) -> Non
         pair.load_transformer()
     with pytest.raises(OSError, match="safetensors"):
         pair.load()
+
+
+def rename_weights(folder: Path, part: str, name: str) -> None:
+    [weights] = (folder / part).glob("*.safetensors")
+    weights.rename(folder / part / f"{weights.name.removesuffix('.safetensors')}.{name}")
+
+
+def test_parts_that_have_a_variant_alone_are_opened(tmp_path: Path) -> None:
+    pair = Pair(build_tiny_text_pair(tmp_path / "pair"))
+    want = pair.load()
+    rename_weights(tmp_path / "pair", "transformer", "fp16.safetensors")
+    rename_weights(tmp_path / "pair", "text_encoder", "bf16.safetensors")
+    got = pair.load()
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        state = getattr(got, part).state_dict()
+        assert all(torch.equal(state[name], value) for name, value in getattr(want, part).state_dict().items()), part
+    assert torch.equal(pair.load_transformer().proj_out.weight, want.transformer.proj_out.weight)
+
+
+def test_damage_in_a_part_is_named(tmp_path: Path) -> None:
+    folder = build_tiny_text_pair(tmp_path / "pair")
+    rename_weights(folder, "text_encoder_2", "bin")
+    with pytest.raises(FileNotFoundError, match="no weights in safetensors in .*text_encoder_2: got model.bin"):
+        Pair(folder).load()
+    for file in ("text_encoder/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"):
+        before = (folder / file).read_text()
+        (folder / file).write_text("{")
+        with pytest.raises(ValueError, match=f"Cannot read .*{file}: Expecting property name"):
+            Pair(folder).load(text_encoder_2=None)
+        (folder / file).write_text(before)

@@ -9,7 +9,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from davae.backbones.adapter import LORA_FILE, load_adapter, read_adapter, set_heads
 from davae.backbones.libraries import stored_class
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.instead import instead_of
+from davae.models.instead import instead_of, is_pipeline
 from davae.models.loading import load_autoencoder
 from davae.models.plain import expect_plain
 
@@ -62,7 +62,7 @@ def load_finetuned(pipe: Any, folder: str | Path, autoencoder: str | Path | None
 
 
 def _expect_upgraded(pipe: Any) -> None:
-    if not isinstance(pipe, diffusers.DiffusionPipeline):
+    if not is_pipeline(pipe):
         raise ValueError(
             f"davae.load_finetuned takes an upgraded pipeline, then the folder of what was trained; "
             f"{instead_of(pipe)}"

@@ -4,10 +4,11 @@ Text encoders, transformer and autoencoder of a large model are never in memory 
 Nothing in the folder is code: classes come from known libraries (`backbones.libraries`), weights from safetensors.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -16,11 +17,13 @@ import torch
 from davae.backbones.base import Backbone
 from davae.backbones.libraries import LIBRARIES, library_of, stored_class
 from davae.backbones.registry import BACKBONES
-from davae.models.loading import pipeline_folder
+from davae.models.loading import explained, pipeline_folder
+from davae.models.saved_weights import CONFIG, read_config, readable
 
 INDEX = "model_index.json"
 _TRANSFORMER = "transformer"
 _SCHEDULER = "scheduler"
+_DESCRIPTIONS = ("config.json", "tokenizer.json", "vocab.json", "special_tokens_map.json")
 
 
 class Pair:
@@ -98,20 +101,20 @@ class Pair:
     @cached_property
     def transformer_config(self) -> Any:
         """Config of the transformer with every default, without its weights."""
-        cls = self.model_class(_TRANSFORMER)
-        with torch.device("meta"):
-            return cls.from_config(cls.load_config(self.folder([_TRANSFORMER]) / _TRANSFORMER)).config
+        cls, path = self.model_class(_TRANSFORMER), self.folder([_TRANSFORMER]) / _TRANSFORMER
+        with torch.device("meta"), explained(cls, path):
+            return cls.from_config(cls.load_config(path)).config
 
     def load_transformer(self, dtype: torch.dtype = torch.float32) -> Any:
         """The pretrained transformer, in eval mode.
 
         Raises:
-            ValueError: its weights do not fit its config.
+            FileNotFoundError: its weights are not there, or not all of them.
+            ValueError: they do not fit its config, are quantised, or a file is damaged.
         """
-        path = self.folder([_TRANSFORMER]) / _TRANSFORMER
-        model, found = self.model_class(_TRANSFORMER).from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        cls, path = self.model_class(_TRANSFORMER), self.folder([_TRANSFORMER]) / _TRANSFORMER
+        with readable(path) as standard, explained(cls, path):
+            model, found = cls.from_pretrained(standard, dtype=dtype, use_safetensors=True, output_loading_info=True)
         _expect_all(path, found["missing_keys"], found["unexpected_keys"])
         return model.eval()
 
@@ -125,9 +128,16 @@ class Pair:
         return cls.from_pretrained(self.folder([_SCHEDULER]) / _SCHEDULER)
 
     def load(self, dtype: torch.dtype = torch.float32, **components: Any) -> Any:
-        """The whole pipeline; `components` take the place of saved ones."""
-        path = self.folder([name for name in self.parts if name not in components])
-        return self.pipeline_class.from_pretrained(path, dtype=dtype, use_safetensors=True, **components)
+        """The whole pipeline; `components` take the place of saved ones.
+
+        Raises:
+            FileNotFoundError: weights of a part are not there, or not all of them.
+            ValueError: a file is damaged.
+        """
+        parts = [name for name in self.parts if name not in components]
+        folder, cls = self.folder(parts), self.pipeline_class
+        with _readable_pipeline(folder, parts) as path, explained(cls, folder):
+            return cls.from_pretrained(path, dtype=dtype, use_safetensors=True, **components)
 
     def model_class(self, part: str) -> Any:
         """Class of a component of diffusers or davae that has weights, for example of the transformer.
@@ -144,13 +154,30 @@ class Pair:
         return stored_class(self._file, library, name, kind)
 
 
+@contextmanager
+def _readable_pipeline(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """A folder with the same pipeline, weights under the names that libraries know; see `readable`."""
+    with ExitStack() as stack:
+        places = {}
+        for part in parts:
+            for file in (folder / part).iterdir() if (folder / part).is_dir() else ():
+                if file.name.endswith(_DESCRIPTIONS):
+                    read_config(file)
+            if (folder / part / CONFIG).is_file():  # a model; tokenizers and schedulers have none
+                places[part] = stack.enter_context(readable(folder / part))
+        if all(place == folder / part for part, place in places.items()):
+            yield folder
+            return
+        links = Path(stack.enter_context(TemporaryDirectory(prefix="davae-")))
+        for path in folder.iterdir():
+            (links / path.name).symlink_to(places.get(path.name, path).resolve())
+        yield links
+
+
 def _read_index(file: Path) -> dict[str, Any]:
     """The contents of a pipeline's index, refused before anything that it names is looked for."""
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"Cannot read {file}: {error}. Save the pipeline again.") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+    index = read_config(file)
+    if not isinstance(index.get("_class_name"), str):
         raise ValueError(
             f"{file} is not the index of a pipeline: allowed is a JSON object whose _class_name is the name of a "
             f"class of diffusers or davae. Save the pipeline again."

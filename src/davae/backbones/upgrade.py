@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from davae.backbones.base import Backbone, config_of
@@ -11,7 +10,7 @@ from davae.backbones.registry import backbone_of
 from davae.backbones.widening import widen
 from davae.core.names import Init
 from davae.models.autoencoder import AutoencoderDA, expect_upgrade
-from davae.models.instead import instead_of, is_upgraded
+from davae.models.instead import instead_of, is_pipeline, is_upgraded
 from davae.models.plain import expect_plain
 
 _WIDENED = ("transformer", "controlnet")
@@ -71,7 +70,7 @@ def upgrade(
 
 def _backbone_of(pipe: Any) -> Backbone:
     name = type(pipe).__name__
-    if not isinstance(pipe, DiffusionPipeline) or is_upgraded(pipe.components.get("vae")):
+    if not is_pipeline(pipe) or is_upgraded(pipe.components.get("vae")):
         raise ValueError(f"davae.upgrade takes a pretrained pipeline of diffusers; {instead_of(pipe)}")
     present = sorted(part for part, component in pipe.components.items() if component is not None)
     if not {"vae", "transformer"} <= set(present):

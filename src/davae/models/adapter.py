@@ -36,9 +36,19 @@ def geometry_of(config: Mapping[str, Any]) -> LatentGeometry:
     """Geometry of an autoencoder, plain or upgraded, from the contents of its config.json alone.
 
     Raises:
-        ValueError: its class is unknown.
+        ValueError: its class is unknown, or an entry is missing or of another type.
     """
-    class_name = config.get("_class_name", "an autoencoder without _class_name")
+    class_name = str(config.get("_class_name", "an autoencoder without _class_name"))
+    try:
+        return _geometry(class_name, config)
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"The config of this {class_name} does not describe its latent: {type(error).__name__}: {error}. Save or "
+            f"download it again."
+        ) from error
+
+
+def _geometry(class_name: str, config: Mapping[str, Any]) -> LatentGeometry:
     if class_name == AutoencoderDA.__name__:
         layout = LatentLayout(config["latent_channels"] - config["detail_channels"], config["detail_channels"])
         base_compression = family_of(config["base_class"]).compression(config["base_config"])

@@ -1,6 +1,7 @@
 """The base of this library's models: diffusers' mixins and decorators, with the types that diffusers leaves out."""
 
 from collections.abc import Callable
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from diffusers import configuration_utils
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 class DiffusersModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_name is a name in one, None in the other
     """An ordinary diffusers model: `save_pretrained`, `from_pretrained`, `config`, offload, checkpointing."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any) -> Any:
+        """As diffusers loads a model, but from safetensors alone: a pickle can run anything."""
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     if TYPE_CHECKING:  # diffusers declares these by their default, None, and hides the signature of `to`
         _no_split_modules: list[str] | None  # type: ignore[assignment]

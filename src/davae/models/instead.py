@@ -50,8 +50,12 @@ def may_be_transformer(given: object) -> bool:
 
 
 def is_pipeline(given: object) -> bool:
-    """Whether something is a pipeline of diffusers: it has components and a config."""
-    return hasattr(given, "components") and hasattr(given, "config")
+    """Whether something is a loaded pipeline of diffusers."""
+    if not hasattr(given, "components"):
+        return False
+    from diffusers import DiffusionPipeline  # loads much, which whoever has a pipeline has loaded
+
+    return isinstance(given, DiffusionPipeline)
 
 
 def is_upgraded(autoencoder: object) -> bool:

@@ -1,9 +1,9 @@
 """What was saved, by its folder or its name on the hub: an autoencoder of any known class, parts of a pipeline."""
 
 import importlib
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 
 from davae.models.bases import FAMILIES, STRUCTURED
+from davae.models.saved_weights import CONFIG, read_config, readable
 
-_CONFIG = "config.json"
-_WEIGHTS = tuple(
-    f"diffusion_pytorch_model{end}" for end in (".safetensors", "-*.safetensors", ".safetensors.index.json")
+_STEMS = ("diffusion_pytorch_model", "model")
+_PLAIN = tuple(
+    f"{stem}{end}"
+    for stem in _STEMS
+    for end in (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
 )
+_VARIANTS = tuple(f"{stem}*{end}" for stem in _STEMS for end in (".safetensors", ".index.*json"))
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -27,14 +32,13 @@ def load_autoencoder(path: str | Path) -> Any:
         path: see `autoencoder_folder`.
 
     Raises:
-        FileNotFoundError: there is no autoencoder.
-        ValueError: it is of no known class, or its weights are incomplete.
-        OSError: its weights cannot be read.
+        FileNotFoundError: there is no autoencoder, or its weights are not there, or not all of them.
+        ValueError: it is of no known class, its weights do not fit it or are quantised, or a file is damaged.
     """
     folder = autoencoder_folder(path)
-    cls = _class_in(folder, path)
-    loaded: Any = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    model, found = loaded
+    cls: Any = _class_in(folder, path)
+    with readable(folder) as standard, explained(cls, folder):
+        model, found = cls.from_pretrained(standard, use_safetensors=True, output_loading_info=True)
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
         raise ValueError(
@@ -53,8 +57,37 @@ def autoencoder_outline(path: str | Path) -> Any:
     """
     folder = _config_folder(path)
     cls: Any = _class_in(folder, path)
-    with torch.device("meta"):
+    with torch.device("meta"), explained(cls, folder):
         return cls.from_config(cls.load_config(folder)).eval()
+
+
+@contextmanager
+def explained(cls: type, folder: Path) -> Iterator[None]:
+    """While a model or pipeline is built from a folder: what its configs cannot mean is an error with the folder.
+
+    Raises:
+        ValueError: the class does not take the config; or its weights were saved quantised.
+    """
+    if (folder / CONFIG).is_file() and "quantization_config" in read_config(folder / CONFIG):
+        raise ValueError(
+            f"Cannot open the {cls.__name__} in {folder}: it was saved quantised, and such weights cannot be "
+            f"trained or grown. Take the model in fp32, bf16 or fp16."
+        )
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"Cannot open the {cls.__name__} in {folder}: {type(error).__name__}: {error}. Correct its config, or "
+            f"save or download it again."
+        ) from error
 
 
 def autoencoder_folder(path: str | Path) -> Path:
@@ -71,13 +104,13 @@ def autoencoder_folder(path: str | Path) -> Path:
     folder = _config_folder(path)
     _class_in(folder, path)  # before its weights are fetched
     if _is_hub_name(path):
-        _fetch(str(path), [f"vae/{name}" if folder.name == "vae" else name for name in _WEIGHTS])
+        _fetch_weights(str(path), ["vae/" if folder.name == "vae" else ""], _PLAIN, "autoencoder")
     return folder
 
 
 def _config_folder(path: str | Path) -> Path:
     """Folder of an autoencoder's config; of one on the hub, the config is fetched."""
-    fetched = _fetch(str(path), (_CONFIG, f"vae/{_CONFIG}")) if _is_hub_name(path) else Path(path)
+    fetched = _fetch(str(path), (CONFIG, f"vae/{CONFIG}")) if _is_hub_name(path) else Path(path)
     return _autoencoder_in(fetched, path)
 
 
@@ -93,8 +126,9 @@ def pipeline_folder(source: str | Path, parts: Sequence[str] = ()) -> Path:
     """
     if not _is_hub_name(source):
         return Path(source)
-    patterns = [f"{part}/{name}" for part in parts for name in ("*.json", "*.txt", "*.model", "*.safetensors")]
-    return _fetch(str(source), ["model_index.json", *patterns], "pipeline")
+    folder = _fetch(str(source), ["model_index.json"], "pipeline")
+    files = (*_DESCRIPTIONS, *_PLAIN)
+    return _fetch_weights(str(source), [f"{part}/" for part in parts], files, "pipeline") if parts else folder
 
 
 def _is_hub_name(path: str | Path) -> bool:
@@ -105,9 +139,9 @@ def _is_hub_name(path: str | Path) -> bool:
 def _autoencoder_in(folder: Path, requested: str | Path) -> Path:
     """The folder itself or its vae/, whichever has the config."""
     inside = folder / "vae" if (folder / "vae").is_dir() else folder
-    if (inside / _CONFIG).is_file():
+    if (inside / CONFIG).is_file():
         return inside
-    got = f"no {_CONFIG}" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+    got = f"no {CONFIG}" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
     runs = [f"{requested}/{name}" for name in ("tokenizer", "pipeline") if (folder / name).is_dir()]
     hint = f"Perhaps you mean {' or '.join(runs)}." if runs else "Correct the path."
     raise FileNotFoundError(
@@ -116,11 +150,24 @@ def _autoencoder_in(folder: Path, requested: str | Path) -> Path:
     )
 
 
+def _fetch_weights(name: str, folders: Sequence[str], files: Sequence[str], what: str) -> Path:
+    """Folder with these files of these folders of a hub repository ("vae/"), where variants lie beside plain weights.
+
+    The variants come only where a folder has no plain weights, and a config.json, which says that it has a model.
+    """
+    fetched = _fetch(name, [f"{folder}{file}" for folder in folders for file in files], what)
+    bare = [
+        folder
+        for folder in folders
+        if (fetched / folder / CONFIG).is_file() and not any((fetched / folder).glob("*.safetensors"))
+    ]
+    return _fetch(name, [f"{folder}{file}" for folder in bare for file in _VARIANTS], what) if bare else fetched
+
+
 def _fetch(name: str, patterns: Sequence[str], what: str = "autoencoder") -> Path:
     """Folder with these files of a hub repository, from the hub's cache where they are there."""
     try:
-        # Variants in half precision lie beside the weights under names of their own.
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*.fp16*"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except OSError as error:  # no such repository, not allowed in, no network
         raise FileNotFoundError(
             f"There is no {what} {name}: no such folder here, and the hub says: {error}"
@@ -128,11 +175,11 @@ def _fetch(name: str, patterns: Sequence[str], what: str = "autoencoder") -> Pat
 
 
 def _class_in(folder: Path, path: str | Path) -> type[ModelMixin]:
-    class_name = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("_class_name")
+    class_name = read_config(folder / CONFIG).get("_class_name")
     known = {STRUCTURED: "davae", **{name: family.module for name, family in FAMILIES.items()}}
-    if class_name not in known:
+    if not isinstance(class_name, str) or class_name not in known:
         raise ValueError(
-            f"Cannot load {path} as an autoencoder: its {_CONFIG} names {class_name or 'no class'}, known are "
+            f"Cannot load {path} as an autoencoder: its {CONFIG} names {class_name or 'no class'}, known are "
             f"{', '.join(sorted(known))}. Convert it, or add an entry to davae.models.bases."
         )
     return getattr(importlib.import_module(known[class_name]), class_name)

@@ -5,6 +5,7 @@ and is refused by it before anything is copied: the copy would be another model,
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -97,6 +98,7 @@ def _hooks(model: nn.Module) -> set[str]:
     for module in model.modules():
         if hasattr(module, "_hf_hook"):
             names.add("accelerate")
-        if hasattr(module, "_diffusers_hook"):
-            names |= module._diffusers_hook.hooks.keys()
+        registry: Any = getattr(module, "_diffusers_hook", None)
+        if registry is not None:
+            names |= registry.hooks.keys()
     return names

@@ -1,12 +1,12 @@
 """Latents of a run's autoencoders, known from configs alone: before anything is trained or loaded."""
 
-import json
 from pathlib import Path
 
 from diffusers.configuration_utils import FrozenDict
 
 from davae.core.layout import LatentLayout
 from davae.models.adapter import LatentGeometry, geometry_of
+from davae.models.saved_weights import CONFIG, read_config
 from davae.run.origins import Origins
 
 
@@ -31,4 +31,4 @@ def upgrade(geometry: LatentGeometry, scale: int, detail_channels: int | None) -
 
 
 def _config(folder: Path) -> FrozenDict:
-    return FrozenDict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return FrozenDict(read_config(folder / CONFIG))
