@@ -38,8 +38,8 @@ def parse_captions(entry: Mapping[str, object], where: str) -> tuple[str, ...]:
 
 
 def captions_of(text: str) -> tuple[str, ...]:
-    """The caption in a text, without the blanks around it; () of a blank one."""
-    caption = text.strip()
+    """The caption in a text, on one line and without the blanks around it; () of a blank one."""
+    caption = " ".join(filter(None, map(str.strip, lines(text))))
     return (caption,) if caption else ()
 
 

@@ -19,18 +19,25 @@ from torch import Tensor
 from davae.data.buckets import Size
 
 Image.init()  # opening by name finds only formats whose plug-in is loaded
+# Bytes. Blocks of large images are then mapped and go back to the system, where smaller ones stay with every thread.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "QOI")
-# Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says. TGA is not
-# among them: it has no mark of its own, and takes noise for an image.
+# Named, so that a file cannot reach the plug-ins that start other programs (EPS) whatever its suffix says. All of
+# these know their files by the first bytes: the contents of a file decide its format.
+_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "DIB")
+    if name in Image.OPEN  # older versions of Pillow have no AVIF
+)
+_SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*_FORMATS, "MPO")}
+IMAGE_SUFFIXES = tuple(sorted(_SUFFIXES | {".jif"}))
+"""Of files that are taken for images, in small letters, with their dots."""
 
-IMAGE_SUFFIXES = tuple(sorted(end for end, name in Image.registered_extensions().items() if name in _FORMATS))
-"""Of files that may be images, lower case with their dot."""
 PREFIX = 32
 """Bytes by which a format is known."""
 
-_LARGE = 40_000_000  # pixels; an image of more is decoded while no other of these is: each takes several copies
-_large_one = threading.Lock()
+_LARGE = 40_000_000  # pixels
+_large_turn = threading.Lock()
 
 # What Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
@@ -38,8 +45,14 @@ _DECODER_ERRORS = (
     SyntaxError,
     ValueError,
     IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
     EOFError,
     OverflowError,
+    RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -83,14 +96,21 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     Raises:
         UnusableImage: It is truncated, or no image, or its values have no 8-bit meaning.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image, _in_turn(image):
-            image.load()
-            orientation = _orientation(image)  # after load(): PNG may store it last, TIFF rotates itself
-            rgb = _to_rgb(image)
-    except _DECODER_ERRORS as error:
-        raise UnusableImage(name, _reason(data, error)) from error
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    with _opened(data, name) as image, _turn_of(image):
+        return _upright(image, data, name)
+
+
+def decode_cropped(data: bytes, name: str, size: int | Size) -> Tensor:
+    """Decode an image file and crop it, see `decode_image` and `center_crop_resize`.
+
+    Of large images, of which a file of a few kilobytes can make gigabytes, threads do this one at a time.
+
+    Raises:
+        UnusableImage: It cannot be decoded.
+        ValueError: It would have to be enlarged.
+    """
+    with _opened(data, name) as image, _turn_of(image):
+        return center_crop_resize(_upright(image, data, name), size)
 
 
 def begins_as_image(data: bytes) -> bool:
@@ -155,13 +175,30 @@ def center_crop_resize(image: Image.Image, size: int | Size) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def _opened(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except _DECODER_ERRORS as error:
+        raise UnusableImage(name, _reason(data, error)) from error
+
+
+def _upright(image: Image.Image, data: bytes, name: str) -> Image.Image:
+    try:
+        image.load()
+        orientation = _orientation(image)  # after load(): PNG may store it last, TIFF rotates itself
+        rgb = _to_rgb(image)
+    except _DECODER_ERRORS as error:
+        raise UnusableImage(name, _reason(data, error)) from error
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
 @contextmanager
-def _in_turn(image: Image.Image) -> Iterator[None]:
-    """A large image waits for its turn, so that several threads do not take its memory several times at once."""
-    if image.width * image.height <= _LARGE:
+def _turn_of(image: Image.Image) -> Iterator[None]:
+    """Wait until no other thread has a large image at work, where this one is large."""
+    if image.width * image.height < _LARGE:
         yield
         return
-    with _large_one:
+    with _large_turn:
         yield
 
 
@@ -196,4 +233,6 @@ def _reason(data: bytes, error: BaseException) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image ({', '.join(_FORMATS)}), or cut off in its header"
+    if isinstance(error, MemoryError):
+        return "unreadable: it does not fit into memory"
     return f"unreadable: {error}"

@@ -20,8 +20,8 @@ from davae.data.image_source import FileSource, ImageSource
 
 Rule = Literal["id", "position"]
 """What decides which images are held out."""
-DEFAULT_COUNT = 512
-"""Test images of a set of ten times as many, or more."""
+DEFAULT_SHARE, DEFAULT_COUNT = 0.1, 512
+"""Of a set for which nothing is said: what is held out, and how many images at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class HoldOut:
     shortest side, and the test images of a larger size are among those of a smaller one.
 
     Args:
-        count: Of the candidates that are held out; None takes a tenth of them, 512 at most. A candidate that is
-            added or damaged changes one test image at most and makes none of an image that was trained on; one that
-            is removed may do that, as another one takes its place.
+        count: Of the candidates that are held out; None takes about a tenth of them, 512 at most. A candidate that
+            is added or damaged changes one test image at most and makes none of an image that was trained on; one
+            that is removed may do that, as another one takes its place.
         share: Holds out every candidate whose hash, as a fraction of all hashes, is below it, instead of `count`.
             Then an image keeps its part whatever is added, damaged or removed.
         rule: "position" is how sets were split before ids decided, by a permutation of the usable images' positions;
@@ -67,15 +67,18 @@ class HoldOut:
         """Test images that are taken of a set with a test part of its own, at most."""
         return DEFAULT_COUNT if self.count is None else self.count
 
-    def count_of(self, total: int) -> int:
-        """How many of `total` candidates are held out, where no share is asked for."""
-        return max(1, min(DEFAULT_COUNT, total // 10)) if self.count is None else self.count
+    def count_of(self, candidates: Collection[str]) -> int:
+        """How many candidates are held out, where no share is asked for."""
+        if self.count is not None:
+            return self.count
+        tenth = sum(_fraction(name) < DEFAULT_SHARE for name in candidates)
+        return max(1, min(tenth, DEFAULT_COUNT, len(candidates) // 2))
 
     def choose(self, candidates: Collection[str]) -> set[str]:
         """The ids among `candidates` that are held out by their hashes."""
         if self.share is not None:
-            return {name for name in candidates if int.from_bytes(_hash(name), "big") / 256**DIGEST_SIZE < self.share}
-        return set(nsmallest(self.count_of(len(candidates)), candidates, key=_hash))
+            return {name for name in candidates if _fraction(name) < self.share}
+        return set(nsmallest(self.count_of(candidates), candidates, key=_hash))
 
 
 class Subset:
@@ -158,8 +161,8 @@ def hold_out(source: FileSource, choice: HoldOut) -> tuple[ImageSource, ImageSou
     if choice.rule == "position":
         return _hold_out_by_position(source, choice.most)
     candidates = source.candidates
-    if choice.share is None and choice.count_of(len(candidates)) >= len(candidates):
-        raise _too_many(choice.count_of(len(candidates)), len(candidates))
+    if choice.share is None and choice.count_of(candidates) >= len(candidates):
+        raise _too_many(choice.count_of(candidates), len(candidates))
     chosen = choice.choose(candidates)
     is_held_out = np.fromiter((name in chosen for name in source.ids), np.bool_, len(source))
     train, test = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
@@ -189,6 +192,11 @@ def _hold_out_by_position(source: ImageSource, count: int) -> tuple[ImageSource,
         raise _too_many(count, len(source))
     order = permutation(0, "hold out", 0, len(source)).numpy()
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+
+
+def _fraction(name: str) -> float:
+    """Where a name's hash lies among all hashes, in [0, 1]."""
+    return int.from_bytes(_hash(name), "big") / 256**DIGEST_SIZE
 
 
 def _hash(name: str) -> bytes:

@@ -23,7 +23,7 @@ from davae.data import fingerprints
 from davae.data.buckets import Size
 from davae.data.check_index import CheckIndex, Findings, as_keys, key_of
 from davae.data.columns import Firsts, Numbers, Sizes, view
-from davae.data.decode import UnusableImage, center_crop_resize, check_image, decode_image
+from davae.data.decode import UnusableImage, check_image, decode_cropped, decode_image
 from davae.data.errors import DataError
 from davae.data.records import UNLABELLED, Record, Records
 
@@ -197,9 +197,10 @@ class FileSource:
 
 
 def _load(record: Record, size: int | Size) -> Tensor:
-    image = _decode(record)
     try:
-        return center_crop_resize(image, size)
+        return decode_cropped(record.read(), record.id, size)
+    except (UnusableImage, OSError) as error:
+        raise _changed(record, error) from error
     except ValueError as error:
         raise DataError(f"image {record.id}: {error}") from error
 
@@ -208,10 +209,14 @@ def _decode(record: Record) -> Image.Image:
     try:
         return decode_image(record.read(), record.id)
     except (UnusableImage, OSError) as error:
-        raise DataError(
-            f"cannot load image {record.id}: got {error}; allowed are the bytes that were there when the set was "
-            f"opened; restore {readable(record.file)} or start again with the changed set"
-        ) from error
+        raise _changed(record, error) from error
+
+
+def _changed(record: Record, error: Exception) -> DataError:
+    return DataError(
+        f"cannot load image {record.id}: got {error}; allowed are the bytes that were there when the set was opened; "
+        f"restore {readable(record.file)} or start again with the changed set"
+    )
 
 
 def _check_all(where: str, records: Records, min_side: int) -> Findings:

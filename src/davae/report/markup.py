@@ -38,8 +38,8 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def escaped(value: object) -> str:
-    """A value as text that means nothing to a browser, also inside quotes."""
-    return html.escape(str(value), quote=True)
+    """A value as text that means nothing to a browser, also inside quotes, and that UTF-8 can hold."""
+    return html.escape(str(value).encode(errors="backslashreplace").decode(), quote=True)
 
 
 def definitions(items: Mapping[str, str]) -> str:
