@@ -91,7 +91,7 @@ def test_the_folder_is_complete(exported: Path) -> None:
     parts = {path.name for path in exported.iterdir()}
     encoders = {"text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"}
     models = {"transformer", "vae", "scheduler", *encoders}
-    assert parts == {"model_index.json", "README.md", "NOTICE", "provenance.json", *models}
+    assert parts == {"model_index.json", "README.md", "NOTICE", "provenance.json", "checksums.json", *models}
     assert not list(exported.parent.glob(".*")), "a temporary name was left"
     assert not list(exported.rglob("*.bin"))
     provenance = json.loads((exported / "provenance.json").read_text())

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from davae.train import checkpoint
@@ -70,11 +72,26 @@ def cut(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
 
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def text(path: Path) -> bytes:
+    return (path / "checkpoint.json").read_bytes()
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "tensors cut off": lambda path: cut(path / NET, -1),
     "tensors empty": lambda path: cut(path / NET, 0),
     "tensors missing": lambda path: (path / NET).unlink(),
     "tensors zeroed": lambda path: (path / NET).write_bytes(bytes((path / NET).stat().st_size)),
+    "a bit of the tensors": lambda path: flip(path / NET, -3),
+    "a bit of the optimizer": lambda path: flip(path / "net.optimizer.safetensors", -2),
+    "a bit of the step": lambda path: flip(path / "checkpoint.json", text(path).index(b'"step"') + 8),
+    "a bit of a setting": lambda path: flip(path / "checkpoint.json", text(path).index(b"0.95") + 3),
+    "manifest of another kind": lambda path: (path / "checkpoint.json").write_text("[]"),
     "manifest cut off": lambda path: cut(path / "checkpoint.json", 40),
     "manifest empty": lambda path: cut(path / "checkpoint.json", 0),
     "manifest missing": lambda path: (path / "checkpoint.json").unlink(),
@@ -95,6 +112,17 @@ def test_a_damaged_newest_is_passed_over_and_named(
     assert "checkpoint-00000020" in caplog.text
     damage(tmp_path / "checkpoint-00000010")
     assert store.latest() is None
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 10).latest().path
+    for file in folder.glob("*.safetensors"):
+        save_file(load_file(file), file)
+    manifest = json.loads(text(folder))
+    del manifest["checksum"]
+    manifest["files"] = {name: (folder / f"{name}.safetensors").stat().st_size for name in manifest["files"]}
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+    assert torch.equal(saved(tmp_path).latest().groups["net"]["weight"], groups(10)["net"]["weight"])
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -137,7 +165,9 @@ def test_a_checkpoint_is_a_folder_of_files_by_group(tmp_path: Path) -> None:
     folder = saved(tmp_path, 7).latest().path
     files = {f"{name}.safetensors": (folder / f"{name}.safetensors").stat().st_size for name in groups(7)}
     assert names(folder) == sorted([*files, "checkpoint.json"])
-    assert json.loads((folder / "checkpoint.json").read_text()) == {
+    stored = json.loads((folder / "checkpoint.json").read_text())
+    assert re.fullmatch(r"[0-9a-f]{32}", stored.pop("checksum"))
+    assert stored == {
         "format_version": 1,
         "step": 7,
         "files": {name.removesuffix(".safetensors"): size for name, size in files.items()},
@@ -204,8 +234,8 @@ def failing(owner: Any, name: str, after: int) -> Iterator[None]:
 
 
 FULL_DISKS = {
-    "the first file": lambda: failing(checkpoint, "save_file", 0),
-    "a later file": lambda: failing(checkpoint, "save_file", 2),
+    "the first file": lambda: failing(checkpoint, "save_tensors", 0),
+    "a later file": lambda: failing(checkpoint, "save_tensors", 2),
     "a flush": lambda: failing(os, "fsync", 1),
     "the manifest": lambda: failing(os, "fsync", 3),
     "the rename": lambda: failing(Path, "rename", 0),

@@ -156,6 +156,27 @@ def test_a_nan_stops_before_the_step_and_names_it(tmp_path: Path, accumulation: 
     assert store.latest().step == 4
 
 
+@pytest.mark.parametrize("part", ["weight", "average", "state"])
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, part: str) -> None:
+    task, store = line(ema_decay=0.5), CheckpointStore(tmp_path, {})
+    network = task.learners["line"].network
+
+    def spoil(done: int) -> None:
+        if part == "weight":
+            network.weight.data[0, 2] = torch.nan
+        elif part == "average":
+            task.learners["line"].average.shadow["weight"][0, 2] = torch.inf
+        else:
+            task.state["balance"] = torch.tensor(torch.nan)
+
+    if part == "weight":  # which the loss does not see
+        task.loss = lambda learner, network, batch, step: Loss((network.bias - 1).square().sum())
+        network.weight.grad = torch.zeros_like(network.weight)
+    with pytest.raises(FloatingPointError, match=r"not finite.*saved before is intact.*--overwrite"):
+        fit(task, store=store, checkpoint_every=2, hooks=[(4, spoil)])
+    assert store.latest().step == 4
+
+
 def test_an_infinite_gradient_of_a_finite_loss_stops_too() -> None:
     task = line()
     network = task.learners["line"].network

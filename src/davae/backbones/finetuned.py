@@ -12,6 +12,7 @@ from davae.models.autoencoder import AutoencoderDA
 from davae.models.instead import instead_of, is_pipeline
 from davae.models.loading import load_autoencoder
 from davae.models.plain import expect_plain
+from davae.models.saving import verify
 
 _SCHEDULER = "scheduler"
 _INDEX = "model_index.json"
@@ -45,7 +46,7 @@ def load_finetuned(pipe: Any, folder: str | Path, autoencoder: str | Path | None
     source = _adapter_folder(folder)
     if autoencoder is None and (folder / "tokenizer").is_dir():
         autoencoder = folder / "tokenizer"
-    adapter = read_adapter(pipe.transformer, source)
+    adapter = read_adapter(pipe.transformer, verify(source))
     components: dict[str, object] = {}
     if autoencoder is not None:
         components["vae"] = _trained_autoencoder(pipe.vae, Path(autoencoder))

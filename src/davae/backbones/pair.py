@@ -19,6 +19,7 @@ from davae.backbones.libraries import LIBRARIES, library_of, stored_class
 from davae.backbones.registry import BACKBONES
 from davae.models.loading import explained, pipeline_folder
 from davae.models.saved_weights import CONFIG, read_config, readable
+from davae.models.saving import verify
 
 INDEX = "model_index.json"
 _TRANSFORMER = "transformer"
@@ -112,7 +113,7 @@ class Pair:
             FileNotFoundError: its weights are not there, or not all of them.
             ValueError: they do not fit its config, are quantised, or a file is damaged.
         """
-        cls, path = self.model_class(_TRANSFORMER), self.folder([_TRANSFORMER]) / _TRANSFORMER
+        cls, path = self.model_class(_TRANSFORMER), verify(self.folder([_TRANSFORMER]) / _TRANSFORMER)
         with readable(path) as standard, explained(cls, path):
             model, found = cls.from_pretrained(standard, dtype=dtype, use_safetensors=True, output_loading_info=True)
         _expect_all(path, found["missing_keys"], found["unexpected_keys"])
@@ -135,7 +136,7 @@ class Pair:
             ValueError: a file is damaged.
         """
         parts = [name for name in self.parts if name not in components]
-        folder, cls = self.folder(parts), self.pipeline_class
+        folder, cls = verify(self.folder(parts)), self.pipeline_class
         with _readable_pipeline(folder, parts) as path, explained(cls, folder):
             return cls.from_pretrained(path, dtype=dtype, use_safetensors=True, **components)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 DIGEST_SIZE = 16
 """Bytes of a content hash (BLAKE2b)."""
+SEAL = "checksums.json"
+"""Name of the file in a folder of saved models that holds the checksums of its weights."""
 _BLOCK = 1 << 22  # bytes read at once
 _MODEL_SUFFIXES = (".json", ".safetensors")
 _MACHINE = platform.node().replace(".", "-") or "unknown"
@@ -122,8 +124,15 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_hash(path: Path) -> str:
-    """Hex hash of a saved model: names and contents of its JSON and safetensors files. Read once a process."""
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in _MODEL_SUFFIXES]
+    """Hex hash of a saved model: names and contents of its JSON and safetensors files. Read once a process.
+
+    The checksums beside them follow from them, and are left out.
+    """
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix in _MODEL_SUFFIXES and file.name != SEAL and file.is_file()
+    ]
     return _folder_hash(path, tuple((file, _stamp(file)) for file in files))
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 
 from davae.models.bases import FAMILIES, STRUCTURED
 from davae.models.saved_weights import CONFIG, read_config, readable
+from davae.models.saving import verify
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PLAIN = tuple(
@@ -35,7 +36,7 @@ def load_autoencoder(path: str | Path) -> Any:
         FileNotFoundError: there is no autoencoder, or its weights are not there, or not all of them.
         ValueError: it is of no known class, its weights do not fit it or are quantised, or a file is damaged.
     """
-    folder = autoencoder_folder(path)
+    folder = verify(autoencoder_folder(path))
     cls: Any = _class_in(folder, path)
     with readable(folder) as standard, explained(cls, folder):
         model, found = cls.from_pretrained(standard, use_safetensors=True, output_loading_info=True)

@@ -30,6 +30,7 @@ from davae.models.identity import nameless, weights_hash
 from davae.models.lightningdit import LightningDiT
 from davae.models.loading import load_autoencoder
 from davae.models.perceptual import LPIPS
+from davae.models.saving import verify
 from davae.recipe import (
     GIVEN_AUTOENCODER,
     BaseAutoencoderConfig,
@@ -84,7 +85,9 @@ def new_tokenizer(config: TokenizerConfig, base: Any) -> AutoencoderDA:
 
 def trained_tokenizer(run: Run) -> AutoencoderDA:
     """The trained upgrade, in eval mode on the run's device."""
-    autoencoder: AutoencoderDA = nameless(AutoencoderDA.from_pretrained(run.result("tokenizer")))
+    autoencoder: AutoencoderDA = nameless(
+        AutoencoderDA.from_pretrained(run.result("tokenizer"), use_safetensors=True)
+    )
     return autoencoder.to(run.accelerator.device).eval()
 
 
@@ -205,7 +208,7 @@ def trainable(transformer: Any, current: Round) -> Any:
 def _take_weights(transformer: Any, start: Path) -> None:
     """All weights of a trained transformer; the size of its images stays behind."""
     folder = start / "transformer" if (start / "transformer").is_dir() else start
-    trained = type(transformer).from_pretrained(folder, use_safetensors=True).state_dict()
+    trained = type(transformer).from_pretrained(verify(folder), use_safetensors=True).state_dict()
     expected = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     found = {name: tensor.shape for name, tensor in trained.items()}
     different = sorted(dict(expected.items() ^ found.items()))

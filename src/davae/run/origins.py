@@ -6,6 +6,7 @@ from pathlib import Path
 
 from davae.backbones.pair import Pair
 from davae.models.loading import autoencoder_folder
+from davae.models.saving import verify
 from davae.recipe import Recipe
 from davae.run.paths import RunFolder
 
@@ -47,6 +48,7 @@ class Origins:
 
         Raises:
             FileNotFoundError: it is not there; the text says what to run.
+            ValueError: its weights are damaged.
         """
         is_taken = section in self.recipe.reuse
         root = Path(self.recipe.reuse[section]) if is_taken else self.folder.root
@@ -58,7 +60,7 @@ class Origins:
             "finetune": folder.finetuned(),
         }[section]
         if path.exists():
-            return path
+            return verify(path)
         if is_taken:
             raise FileNotFoundError(
                 f"Section {section} takes its result from {root}, which has no {path.name}/. "
@@ -79,7 +81,7 @@ class Origins:
         path = self.folder.finetuned("realism")
         if not path.exists():
             raise FileNotFoundError(f"There is no {path} yet. Run 'davae finetune RECIPE' first.")
-        return path
+        return verify(path)
 
 
 def embedded_pair() -> Path:

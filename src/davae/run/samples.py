@@ -72,4 +72,6 @@ class Samples:
 
 def _image_inputs(values: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that an image itself depends on."""
-    return {**values, "sample": {key: value for key, value in values["sample"].items() if key not in KEPT_BY}}
+    sample = values.get("sample")
+    settings = sample if isinstance(sample, Mapping) else {}
+    return {**values, "sample": {key: value for key, value in settings.items() if key not in KEPT_BY}}

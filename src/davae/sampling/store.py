@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from davae.core.files import replacing, sweep, write_text
-from davae.core.state import write_json
+from davae.core.state import found_json, write_json
 from davae.models.chunking import chunks
 from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, ImageFormat, NpzArchive, TarShards
 
@@ -69,8 +69,8 @@ class ImageStore:
 
     @property
     def stored_inputs(self) -> dict[str, Any] | None:
-        """What the images that stand depend on; None where nothing stands."""
-        return json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.exists() else None
+        """What the images that stand depend on; None where nothing stands, or nobody can say of what it is."""
+        return found_json(self._marker, dict[str, Any])
 
     def require_same_inputs(self) -> None:
         """Refuse a folder that holds something else.

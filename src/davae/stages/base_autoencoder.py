@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from davae.core.files import replacing_folder
 from davae.core.moments import ChannelMoments
 from davae.core.pixels import uint8_to_signed
 from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.models.adapter import adapt
 from davae.models.chunking import chunks, images_at_once
+from davae.models.saving import saving
 from davae.run import build, inputs
 from davae.run.checks import check_base_size
 from davae.run.execute import Stage
@@ -42,7 +42,7 @@ def run(run: Run) -> None:
         statistics = latent_statistics(autoencoder, first(run.data.train, STATISTICS_IMAGES), section.image_size)
         autoencoder.register_to_config(**statistics)
         if run.is_main:
-            with replacing_folder(run.folder.base_autoencoder) as folder:
+            with saving(run.folder.base_autoencoder, autoencoder) as folder:
                 autoencoder.save_pretrained(folder)
                 write_provenance(folder, run.recipe.as_dict(), run.folder.stats, (NAME,))
     run.accelerator.wait_for_everyone()

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from davae.core.files import replacing_folder
 from davae.core.flow import sigma_shift
 from davae.core.precision import DTYPES
 from davae.data.latent_cache import LatentCache
 from davae.models.adapter import adapt
 from davae.models.identity import weights_hash
+from davae.models.saving import saving
 from davae.run import build, inputs
 from davae.run.execute import Stage
 from davae.run.fit import applied, fit
@@ -59,7 +59,7 @@ def _save(run: Run, pair: LightningDiTPipeline) -> None:
         for weight in pair.transformer.blocks.parameters():
             if weight.ndim == 2:
                 weight.data = weight.data.to(torch.float8_e4m3fn)
-    with replacing_folder(run.folder.base_pair) as folder:
+    with saving(run.folder.base_pair, pair.vae, pair.transformer) as folder:
         pair.save_pretrained(folder)
         write_provenance(folder, run.recipe.as_dict(), run.folder.stats, _TRAININGS)
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from davae.backbones.adapter import save_adapter
 from davae.backbones.lora import merge_lora
-from davae.core.files import folder_hash, replacing_folder
+from davae.core.files import folder_hash
 from davae.data.latent_cache import LatentCache
 from davae.data.prompt_cache import PromptCache
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.saving import saving
 from davae.run import build, geometry, inputs
 from davae.run.checks import check_pair
 from davae.run.execute import Stage
@@ -72,7 +73,7 @@ def run(run: Run, name: RoundName) -> None:
 
 def _save(current: Round, transformer: Any, autoencoder: AutoencoderDA) -> None:
     run = current.run
-    with replacing_folder(run.folder.finetuned(current.name)) as folder:
+    with saving(run.folder.finetuned(current.name), transformer, autoencoder) as folder:
         if run.pair.is_text:
             _save_parts(current, transformer, folder, autoencoder.layout.detail_channels)
         else:

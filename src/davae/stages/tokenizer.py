@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from davae.core.files import folder_hash, replacing_folder
+from davae.core.files import folder_hash
 from davae.core.moments import ChannelMoments
 from davae.core.names import Precision
 from davae.core.pixels import uint8_to_signed
@@ -13,6 +13,7 @@ from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.chunking import chunks, images_at_once
+from davae.models.saving import saving
 from davae.run import build
 from davae.run.checks import check_pair
 from davae.run.execute import Stage
@@ -50,7 +51,7 @@ def run(run: Run) -> None:
         sample = first(run.data.train, config.calibration_images)
         calibrate(autoencoder, sample, run.recipe.image_size, config.precision)
         if run.is_main:
-            with replacing_folder(run.folder.tokenizer) as folder:
+            with saving(run.folder.tokenizer, autoencoder) as folder:
                 autoencoder.save_pretrained(folder)
 
 

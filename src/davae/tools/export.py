@@ -10,11 +10,12 @@ from typing import Any
 
 from davae.backbones.public import public_model
 from davae.backbones.registry import backbone_of
-from davae.core.files import folder_hash, replacing_folder
+from davae.core.files import folder_hash
 from davae.core.names import DtypeName
 from davae.core.precision import DTYPES, dtype_name
 from davae.evaluate.results import Results
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.saving import saving
 from davae.report.card import CardFacts, model_card
 from davae.report.licences import AUTO, licence_of, notice
 from davae.run import pipelines
@@ -120,7 +121,7 @@ def export(pipeline: Any, target: Path, origin: Origin, overwrite: bool = False)
         )
     recipe = _published(origin.recipe)
     facts = _facts(pipeline, origin, recipe)
-    with replacing_folder(target.absolute()) as folder:
+    with saving(target.absolute(), pipeline.vae, pipeline.transformer) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
         _forget_paths(folder)
         write_provenance(folder, recipe, origin.stats, ("tokenizer", "finetune", "realism"))

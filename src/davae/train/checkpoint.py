@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from davae.core.files import replacing_folder
+from davae.core.files import replacing_folder, text_hash
+from davae.core.state import parse_json, read_json, write_json
+from davae.core.tensor_files import load_tensors, save_tensors
 from davae.data.fingerprints import are_of_other_kinds
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,31 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _PREFIX = "checkpoint-"
 _MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is written last into a checkpoint.
+
+    Args:
+        format_version: of the folder.
+        step: finished steps.
+        files: name and bytes of each group's file.
+        identity: of the training.
+        checksum: of the others; earlier versions have none.
+    """
+
+    format_version: int
+    step: int
+    files: dict[str, int]
+    identity: dict[str, Any]
+    checksum: str | None = None
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """What the checksum is of."""
+        names = ("format_version", "step", "files", "identity")
+        return {name: getattr(self, name) for name in names}
 
 
 class CheckpointError(RuntimeError):
@@ -58,15 +85,15 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; the one before it is intact.
         """
-        target = self.folder / f"{_PREFIX}{step:08d}"
+        target = self.folder / _name(step)
         # One process writes here: what has a temporary name, of whatever process, was left by one that was killed.
         for left in self.folder.glob(f".{_PREFIX}*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
         try:
             with replacing_folder(target, sync=True) as temporary:
                 sizes = {name: _write(temporary / f"{name}.safetensors", group) for name, group in groups.items()}
-                manifest = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "identity": self.identity}
-                (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                manifest = _Manifest(FORMAT_VERSION, step, sizes, self.identity).contents
+                write_json(temporary / _MANIFEST, {**manifest, "checksum": _checksum(manifest)}, indent=1)
         except (OSError, SafetensorError) as error:
             standing = self._paths()
             raise CheckpointError(
@@ -90,7 +117,7 @@ class CheckpointStore:
         for path in reversed(self._paths()):
             try:
                 checkpoint = self._read(path)
-            except (OSError, SafetensorError, ValueError, KeyError) as error:
+            except (OSError, ValueError) as error:
                 logger.warning("Checkpoint %s is damaged (%s); using the one before it.", path.name, error)
                 continue
             return checkpoint
@@ -112,19 +139,23 @@ class CheckpointStore:
         return sorted(self.folder.glob(f"{_PREFIX}*"))
 
     def _read(self, path: Path) -> Checkpoint:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        for name, size in manifest["files"].items():
+        stored = read_json(path / _MANIFEST, dict[str, Any], "")
+        version = stored.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {version}; this davae reads {FORMAT_VERSION}. "
+                f"Go on with the davae that wrote it, or pass --overwrite to start this stage anew."
+            )
+        manifest = parse_json(path / _MANIFEST, stored, _Manifest, "")
+        if manifest.checksum not in (None, _checksum(manifest.contents)) or path.name != _name(manifest.step):
+            raise ValueError(f"{_MANIFEST} is not what was written")
+        for name, size in manifest.files.items():
             actual = (path / f"{name}.safetensors").stat().st_size
             if actual != size:
                 raise OSError(f"{name}.safetensors has {actual} bytes, {size} were written")
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format {manifest['format_version']}; this davae reads {FORMAT_VERSION}. "
-                f"Go on with the davae that wrote it, or pass --overwrite to start this stage anew."
-            )
-        self._check_identity(manifest["identity"])
-        groups = {name: load_file(path / f"{name}.safetensors") for name in manifest["files"]}
-        return Checkpoint(path, manifest["step"], groups)
+        self._check_identity(manifest.identity)
+        groups = {name: load_tensors(path / f"{name}.safetensors") for name in manifest.files}
+        return Checkpoint(path, manifest.step, groups)
 
     def _check_identity(self, stored: Mapping[str, object]) -> None:
         ours = json.loads(json.dumps(self.identity))
@@ -146,7 +177,15 @@ def differences(old: object, new: object, path: str = "") -> list[str]:
     return [] if old == new or are_of_other_kinds(old, new) else [f"{path}: {old} -> {new}"]
 
 
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return text_hash(json.dumps(manifest, sort_keys=True))
+
+
 def _write(path: Path, group: Mapping[str, Tensor]) -> int:
     """Write a file; returns its size in bytes."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in group.items()}, path)
+    save_tensors(group, path)
     return path.stat().st_size

@@ -17,7 +17,7 @@ from davae.train.ema import ExponentialAverage, advice_on_average
 from davae.train.interrupt import Interrupt, Interrupted
 from davae.train.journal import Journal, Window
 from davae.train.settings import LoopConfig
-from davae.train.state import LearnerState, resume, save
+from davae.train.state import STEADIER, LearnerState, resume, save
 from davae.train.task import Task
 
 Hook = tuple[int, Callable[[int], None]]
@@ -158,8 +158,7 @@ def _require_finite(values: Mapping[str, Tensor], step: int, accelerator: Accele
         bad = [name for name, fine in zip(values, finite.tolist(), strict=True) if not fine]
         raise FloatingPointError(
             f"Training stopped before the optimizer step {step}: {', '.join(bad)} not finite. The last checkpoint is "
-            f"intact. Lower the learning rate, set optim.max_grad_norm, or use precision fp32; these are other "
-            f"settings, so pass --overwrite to start this stage anew with them, or give the run another name."
+            f"intact. {STEADIER}"
         )
 
 

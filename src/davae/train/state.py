@@ -10,10 +10,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from davae.core.finite import non_finite
 from davae.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from davae.train.ema import ExponentialAverage, trained_parameters
 from davae.train.task import Learner, Task
 
+STEADIER = (
+    "Lower the learning rate or set optim.max_grad_norm. These are other settings: pass --overwrite to start this "
+    "stage anew with them, or give the run another name."
+)
+"""What to do about a training whose numbers run away."""
 _TASK = "task"
 """Group of a checkpoint that holds the task's state. Those of a learner are NAME, NAME.ema and NAME.optimizer."""
 
@@ -77,13 +83,28 @@ class LearnerState:
 def save(
     store: CheckpointStore, step: int, task: Task, states: Mapping[str, LearnerState], accelerator: Accelerator
 ) -> None:
-    """Write the checkpoint of `step` (steps finished), by the main process; the others wait for it."""
+    """Write the checkpoint of `step` (steps finished), by the main process; the others wait for it.
+
+    Raises:
+        FloatingPointError: a weight, an average or the state of an optimizer is not finite, in every process.
+        CheckpointError: it could not be written.
+    """
+    groups: dict[str, dict[str, Tensor]] = {_TASK: task.state} if task.state else {}
+    for name, state in states.items():
+        groups |= state.groups(name)
+    _require_finite(step, groups)
     if accelerator.is_main_process:
-        groups: dict[str, dict[str, Tensor]] = {_TASK: task.state} if task.state else {}
-        for name, state in states.items():
-            groups |= state.groups(name)
         store.save(step, groups)
     accelerator.wait_for_everyone()
+
+
+def _require_finite(step: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    named = {f"{group}: {name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+    if bad := non_finite(named):
+        raise FloatingPointError(
+            f"Training stopped after step {step}: {len(bad)} of {len(named)} tensors are not finite, for example "
+            f"{', '.join(bad[:3])}. They were not saved; what was saved before is intact. {STEADIER}"
+        )
 
 
 def resume(
