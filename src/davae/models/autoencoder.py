@@ -410,7 +410,7 @@ def _expect_base(base_vae: Any) -> BaseFamily:
     if isinstance(base_vae, nn.Module):
         expect_plain(base_vae, "upgrade", outline=True)
     name = type(base_vae).__name__
-    if name == STRUCTURED or not (isinstance(base_vae, ModelMixin) and name.startswith("Autoencoder")):
+    if name == STRUCTURED or not (isinstance(base_vae, ModelMixin) and "Autoencoder" in name):
         raise ValueError(
             f"AutoencoderDA.from_base takes a pretrained autoencoder of diffusers; {instead_of(base_vae)}"
         )

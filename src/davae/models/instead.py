@@ -46,7 +46,7 @@ def instead_of(given: Any) -> str:
 def may_be_transformer(given: object) -> bool:
     """Whether something is a model of diffusers that is no autoencoder and no U-Net."""
     name = type(given).__name__
-    return isinstance(given, ModelMixin) and name not in {*FAMILIES, STRUCTURED} and not name.startswith("UNet")
+    return isinstance(given, ModelMixin) and "Autoencoder" not in name and not name.startswith("UNet")
 
 
 def is_pipeline(given: object) -> bool:
