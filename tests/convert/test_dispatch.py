@@ -131,6 +131,85 @@ def test_the_text_to_image_branch_becomes_a_folder(
     assert_close(model.decode(model.encode(image).latent_dist.mode()).sample, tensors["out.decode_raw"])
 
 
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "vae.",
+    "first_stage_model.",
+    "model.vae.module.",
+    "_orig_mod.module.model._orig_mod.",
+    "ema.",
+]
+NESTS: list[Callable[[State], Any]] = [
+    lambda state: {"state_dict": state},
+    lambda state: {"model": state, "optimizer": {"state": {}}},
+    lambda state: {"ema": state, "model": {key: 0 * value for key, value in state.items()}},
+    lambda state: {"ema_state_dict": state, "step": 3},
+    lambda state: {"state_dict": {"ema": state}},
+    lambda state: {"module": {"model": {"state_dict": state}}},
+]
+
+
+def converted(sources: list[Path], folder: Path, **options: Any) -> State:
+    convert(sources, folder, **options)
+    return load_file(folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("kind", ["ldm", "davae-imagenet", "davae-sd3", "tae"])
+def test_autoencoders_convert_whatever_wraps_them(
+    kind: str,
+    prefix: str,
+    tmp_path: Path,
+    vavae: State,
+    imagenet: State,
+    sd3: State,
+    tae: list[Path],
+    base_of: Callable[[State], State],
+) -> None:
+    options: dict[str, Any] = {}
+    if kind == "davae-imagenet":
+        options["base"] = saved(tmp_path / "base.pt", base_of(imagenet))
+    if kind == "davae-sd3":
+        options["norm_num_groups"] = 4
+    plain = {
+        "ldm": [vavae],
+        "davae-imagenet": [imagenet],
+        "davae-sd3": [sd3],
+        "tae": [dict(read_source(path).tensors) for path in tae],
+    }[kind]
+    paths = [saved(tmp_path / f"plain{number}.pt", state) for number, state in enumerate(plain)]
+    wrapped = [
+        saved(tmp_path / f"wrapped{number}.pt", {f"{prefix}{key}": value for key, value in state.items()})
+        for number, state in enumerate(plain)
+    ]
+    want, got = converted(paths, tmp_path / "a", **options), converted(wrapped, tmp_path / "b", **options)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(got[key], value) for key, value in want.items())
+    report = json.loads((tmp_path / "b" / "conversion.json").read_text())
+    assert report["kind"] == kind
+    keys = {f"{prefix}{key}" for state in plain for key in state}
+    assert keys <= {key.rpartition(":")[2] for key in {*report["loaded"], *report["renamed"], *report["dropped"]}}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_weights_are_found_inside_what_a_training_saved(
+    nest: Callable[[State], Any], tmp_path: Path, vavae: State
+) -> None:
+    path = saved(tmp_path / "a.pt", nest({f"module.vae.{key}": value for key, value in vavae.items()}))
+    want, got = converted([saved(tmp_path / "b.pt", vavae)], tmp_path / "x"), converted([path], tmp_path / "y")
+    assert all(torch.equal(got[key], value) for key, value in want.items())
+
+
+def test_an_autoencoder_is_told_from_what_lies_beside_it(tmp_path: Path, vavae: State) -> None:
+    state = {f"vae.{key}": value for key, value in vavae.items()} | {"discriminator.weight": torch.zeros(1)}
+    report = convert([saved(tmp_path / "a.pt", state)], tmp_path / "out")
+    assert report.dropped == {"discriminator.weight": "not of this model"}
+    state |= {f"ema.{key}": value for key, value in vavae.items()}
+    with pytest.raises(ConversionError, match=r"several models of one layout: under 'ema.', 'vae.'. Save"):
+        convert([saved(tmp_path / "b.pt", state)], tmp_path / "other")
+
+
 def test_a_tiny_autoencoder_is_two_files(tmp_path: Path, tae: list[Path]) -> None:
     convert(tae, tmp_path / "out")
     model = AutoencoderTiny.from_pretrained(tmp_path / "out")

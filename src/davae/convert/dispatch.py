@@ -1,6 +1,5 @@
 """Files in, diffusers folder out: which layout it is, what it needs, and a folder written whole or not at all."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from davae.convert.training_state import read_weights
 from davae.convert.unpickle import Source, read_source, read_statistics
 from davae.core.files import replacing_folder
 from davae.core.state import write_json
+from davae.models.saved_weights import check_weights, read_config
 
 
 @dataclass(frozen=True)
@@ -137,19 +137,22 @@ def load_base(path: Path, norm_num_groups: int = NORM_GROUPS) -> AutoencoderKL:
 
     Raises:
         ConversionError: it is none of them.
+        FileNotFoundError: weights of a folder are not there, or not all of them.
+        ValueError: a file of it is damaged.
     """
     if not path.is_dir():
-        return from_ldm.convert_ldm(read_source(path).tensors, norm_num_groups=norm_num_groups)[0]
+        return from_ldm.convert_ldm(read_weights(path)[0].tensors, norm_num_groups=norm_num_groups)[0]
     folder = path / "vae" if (path / "vae").is_dir() else path
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ConversionError(f"The base {path} is no diffusers folder: {config_file.name} is missing.")
-    class_name = json.loads(config_file.read_text()).get("_class_name")
+    class_name = read_config(config_file).get("_class_name")
     if class_name != "AutoencoderKL":
         raise ConversionError(
             f"The base {path} is of class {class_name}; the ImageNet branch stands on AutoencoderKL."
         )
-    state = read_source(folder / "diffusion_pytorch_model.safetensors").tensors
+    files = check_weights(folder).files
+    state = {key: value for name in files for key, value in read_source(folder / name).tensors.items()}
     with torch.device("meta"):
         model: AutoencoderKL = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
     return fit("diffusers", model, state, {key: key for key in state}, {})[0]

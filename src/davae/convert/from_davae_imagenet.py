@@ -12,7 +12,17 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from davae.convert.from_ldm import as_linear, rename
-from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, shape_of, some, sort_keys
+from davae.convert.keys import (
+    Arguments,
+    ConversionError,
+    ConversionReport,
+    fit,
+    foreign,
+    names_of,
+    shape_of,
+    some,
+    sort_keys,
+)
 from davae.convert.kl import scaling_note
 from davae.convert.structured import build, calibrate, geometry
 from davae.convert.unpickle import Statistics
@@ -41,7 +51,7 @@ PLACES = {
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether the keys are of this layout, in any spelling of its versions."""
-    return any(_canonical(key).startswith("da.da_down.") for key in keys)
+    return any(map(_marks, names_of(keys, _marks).values()))
 
 
 def convert_davae_imagenet(
@@ -59,13 +69,15 @@ def convert_davae_imagenet(
     Raises:
         ConversionError: keys are missing, unexpected or misshapen, the base is another one, or `da_mode: full`.
     """
-    canonical = {key: _canonical(key) for key in state}
+    inside = names_of(state, _marks)
+    canonical = {key: _canonical(name) for key, name in inside.items()}
     by_name = {name: state[key] for key, name in canonical.items()}
     base_config = constructor_arguments(base)
     down, up = shape_of(by_name, "da.da_down.conv.weight"), shape_of(by_name, "da.da_up.conv.weight")
     scale, detail_channels = geometry(down, up, base_config)
 
     placed, dropped = sort_keys(canonical, EXTRAS, PLACES)
+    dropped |= foreign(state, inside)
     names = {key: rename(name, levels=len(base.config["block_out_channels"])) for key, name in placed.items()}
     tensors = {key: as_linear(name, state[key]) for key, name in names.items()}
     note = _add_base(base, tensors, names, by_name["da.da_up.conv.weight"].dtype)
@@ -78,9 +90,12 @@ def convert_davae_imagenet(
     return fit(KIND, model, tensors, names, dropped, notes)
 
 
+def _marks(name: str) -> bool:
+    return _canonical(name).startswith("da.da_down.")
+
+
 def _canonical(key: str) -> str:
     """The key as the latest version of the authors' code writes it: "da.da_down.", formerly "dc.dc_down."."""
-    key = re.sub(r"^(module\.|model\.)*", "", key)
     key = re.sub(r"^dc\.", "da.", key)
     key = re.sub(r"^(da\.)?dc_(down|up)\.", r"da.da_\2.", key)
     return re.sub(r"^(encoder|decoder|da_down|da_up)\.", r"da.\1.", key)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from davae.convert.keys import Arguments, ConversionReport, fit, shape_of, sort_keys
+from davae.convert.keys import Arguments, ConversionReport, fit, foreign, names_of, shape_of, sort_keys
 from davae.convert.kl import NORM_GROUPS, kl_config, scaling_note
 from davae.convert.structured import build, calibrate, geometry
 from davae.convert.unpickle import Statistics
@@ -33,7 +33,7 @@ PLACES = {
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether the keys are of this layout."""
-    return {"vae", "dc_down"} <= {key.partition(".")[0] for key in keys}
+    return {"vae", "dc_down"} <= {name.partition(".")[0] for name in names_of(keys, _marks).values()}
 
 
 def convert_davae_sd3(
@@ -50,9 +50,16 @@ def convert_davae_sd3(
     Raises:
         ConversionError: keys are missing, unexpected or misshapen, the statistics do not fit, or `da_mode: full`.
     """
-    names, dropped = sort_keys({key: key for key in state}, EXTRAS, PLACES)
+    inside = names_of(state, _marks)
+    names, dropped = sort_keys(inside, EXTRAS, PLACES)
+    by_name = {name: state[key] for key, name in inside.items()}
     base = {name.removeprefix("base_vae."): state[key] for key, name in names.items() if name.startswith("base_vae.")}
     base_config = kl_config(base, norm_num_groups) | SCALING
-    down, up = shape_of(state, "dc_down.conv.weight"), shape_of(state, "dc_up.conv.weight")
+    down, up = shape_of(by_name, "dc_down.conv.weight"), shape_of(by_name, "dc_up.conv.weight")
     model = build(base_config, *geometry(down, up, base_config), CONVENTIONS)
+    dropped |= foreign(state, inside)
     return fit(KIND, model, state, names, dropped, [scaling_note(base_config), calibrate(model, statistics)])
+
+
+def _marks(name: str) -> bool:
+    return name.startswith("dc_down.")

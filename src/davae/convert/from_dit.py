@@ -17,15 +17,15 @@ import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 
-from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, sort_keys
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, foreign, sort_keys
 from davae.convert.transformer import (
     DRIFT,
     EQUAL,
     Sizes,
-    names_of,
     position_difference,
     rounding,
     sizes_of,
+    transformer_names,
 )
 from davae.models.embeddings import sincos_position_table
 
@@ -66,7 +66,7 @@ _PLACES = (
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether the keys are of this layout, wrapped or not."""
-    names = set(names_of(keys).values())
+    names = set(transformer_names(keys).values())
     return {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight"} <= names
 
 
@@ -76,7 +76,7 @@ def kind_of(keys: Iterable[str]) -> str:
     Raises:
         ConversionError: it may be DiT or SiT.
     """
-    if any(name.startswith("projectors.") for name in names_of(keys).values()):
+    if any(name.startswith("projectors.") for name in transformer_names(keys).values()):
         return REPA
     meanings = "\n".join(f"  {kind}: {meaning}" for kind, meaning in CONVENTIONS.items())
     raise ConversionError(
@@ -99,7 +99,9 @@ def convert_dit(
         ConversionError: keys are missing, unexpected or misshapen, the position table is not the computed one, or
             the model norms queries and keys.
     """
-    kept, dropped = sort_keys(_canonical(state), EXTRAS, places={})
+    names = _canonical(state)
+    kept, dropped = sort_keys(names, EXTRAS, places={})
+    dropped |= foreign(state, names)
     by_name = {name: state[key] for key, name in kept.items()}
     sizes = sizes_of(by_name)
     _check_no_qk_norm(by_name)
@@ -146,7 +148,7 @@ def respaced(weight: Tensor) -> Tensor:
 
 def _canonical(keys: Iterable[str]) -> dict[str, str]:
     """key -> name; early checkpoints of REPA count the blocks after the alignment on their own."""
-    names = names_of(keys)
+    names = transformer_names(keys)
     first = {found[1] for name in names.values() if (found := re.match(r"blocks\.(\d+)\.", name))}
 
     def joined(name: str) -> str:

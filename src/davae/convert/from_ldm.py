@@ -10,12 +10,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from davae.convert.keys import Arguments, ConversionReport, fit, sort_keys
+from davae.convert.keys import Arguments, ConversionReport, fit, foreign, names_of, sort_keys
 from davae.convert.kl import NORM_GROUPS, kl_config, scaling_config, scaling_note
 from davae.convert.unpickle import Statistics
 
 KIND = "ldm"
-FIRST_STAGE = "first_stage_model."
 EXTRAS = {
     "loss.": "loss of its training",
     "model_ema.": "running average of its training",
@@ -43,8 +42,8 @@ _RENAMES = (
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether the keys are of this layout, with or without the rest of an SD checkpoint."""
-    return any(key.removeprefix(FIRST_STAGE).startswith("encoder.down.") for key in keys)
+    """Whether the keys are of this layout, wrapped or not, with or without the rest of an SD checkpoint."""
+    return any(map(_marks, names_of(keys, _marks).values()))
 
 
 def convert_ldm(
@@ -57,7 +56,7 @@ def convert_ldm(
     """An `AutoencoderKL` with these weights; its config is read from their shapes.
 
     Args:
-        state: the checkpoint, or a whole SD checkpoint with the autoencoder under `first_stage_model.`.
+        state: the checkpoint, or a whole SD checkpoint with the autoencoder inside.
         statistics: mean and deviation of every latent channel, as VA-VAE's `latents_stats.pt` has them.
         scaling_factor: the scalar alternative.
         shift_factor: the scalar alternative.
@@ -66,9 +65,8 @@ def convert_ldm(
     Raises:
         ConversionError: keys are missing, unexpected or misshapen, or the statistics do not fit.
     """
-    prefix = FIRST_STAGE if any(key.startswith(FIRST_STAGE) for key in state) else ""
-    foreign = dict.fromkeys((key for key in state if not key.startswith(prefix)), "not of the autoencoder")
-    inside = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
+    inside = names_of(state, _marks)
+    others = foreign(state, inside)
     names, dropped = sort_keys(inside, EXTRAS, places={})
     levels = _count_levels(names.values())
     names = {key: rename(name, levels) for key, name in names.items()}
@@ -77,7 +75,7 @@ def convert_ldm(
     config |= scaling_config(config["latent_channels"], statistics, scaling_factor, shift_factor)
     with torch.device("meta"):
         model = AutoencoderKL(**config)
-    return fit(KIND, model, state, names, foreign | dropped, [_read_from(config), scaling_note(config)])
+    return fit(KIND, model, state, names, others | dropped, [_read_from(config), scaling_note(config)])
 
 
 def rename(key: str, levels: int) -> str:
@@ -91,6 +89,10 @@ def as_linear(name: str, tensor: Tensor) -> Tensor:
     """A 1x1 convolution of an attention, [out, in, 1, 1], as the linear layer that diffusers has, [out, in]."""
     is_projection = re.search(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$", name)
     return tensor.flatten(1) if is_projection and tensor.shape[2:] == (1, 1) else tensor
+
+
+def _marks(name: str) -> bool:
+    return name.startswith("encoder.down.")
 
 
 def _count_levels(names: Iterable[str]) -> int:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, foreign
 from davae.convert.transformer import (
     EQUAL,
     Sizes,
     difference,
-    names_of,
     position_difference,
     rounding,
     sizes_of,
+    transformer_names,
 )
 from davae.models.embeddings import rotary_tables
 from davae.models.lightningdit import LIGHTNINGDIT_SIZES, LightningDiT, qk_norm_conflict
@@ -36,7 +36,7 @@ _PARTS = {
 
 def recognises(keys: Iterable[str]) -> bool:
     """Whether the keys are of this layout, wrapped or not."""
-    names = set(names_of(keys).values())
+    names = set(transformer_names(keys).values())
     return "x_embedder.proj.weight" in names and bool(names & {*TABLES, *_PARTS.values()})
 
 
@@ -56,7 +56,7 @@ def convert_lightningdit(
             what was expected.
     """
     expected = {name: value for name, value in (expected or {}).items() if not name.startswith("_")}
-    names = names_of(state)
+    names = transformer_names(state)
     by_name = {name: state[key] for key, name in names.items()}
     _check_parts(by_name)
     sizes = sizes_of(by_name)
@@ -70,7 +70,7 @@ def convert_lightningdit(
         key: "rotary table, which the model computes; equal to rounding"
         for key, name in names.items()
         if name in computed
-    }
+    } | foreign(state, names)
     places = {key: name for key, name in names.items() if key not in dropped}
     with torch.device("meta"):
         model = LightningDiT(**config)
@@ -90,7 +90,7 @@ def check_qk_norm(keys: Iterable[str], expected: bool) -> None:
     Raises:
         ConversionError: they do not go together.
     """
-    found = _norms_qk(names_of(keys).values())
+    found = _norms_qk(transformer_names(keys).values())
     if found == expected:
         return
     raise ConversionError(qk_norm_conflict(expected))

@@ -11,21 +11,21 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, shape_of
+from davae.convert.keys import Arguments, ConversionError, ConversionReport, fit, foreign, names_of, shape_of
 from davae.models.taef2 import AutoencoderTAEF2
 
 KIND = "tae"
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether the keys are those of one half."""
-    keys = list(keys)
-    return bool(keys) and all(re.match(r"\d+\.(weight|bias|conv\.|pool\.|skip\.)", key) for key in keys)
+    """Whether the keys are those of one half, wrapped or not."""
+    names = names_of(keys, _marks).values()
+    return bool(names) and all(map(_marks, names))
 
 
 def is_encoder(state: Mapping[str, Tensor]) -> bool:
     """Whether a half is the encoder: it begins with a convolution, the decoder with a clamp."""
-    return "0.weight" in state
+    return "0.weight" in names_of(state, _marks).values()
 
 
 def convert_tae(
@@ -47,18 +47,31 @@ def convert_tae(
         both = "encoders" if is_encoder(first) else "decoders"
         raise ConversionError(f"Both files are {both}; a tiny autoencoder is one encoder and one decoder.")
     encoder, decoder = (first, second) if is_encoder(first) else (second, first)
-    config = _config(encoder, decoder)
+    inside = {"encoder": names_of(encoder, _marks), "decoder": names_of(decoder, _marks)}
+    halves = {"encoder": encoder, "decoder": decoder}
+    by_name = {half: {name: halves[half][key] for key, name in names.items()} for half, names in inside.items()}
+    config = _config(by_name["encoder"], by_name["decoder"])
     pooled = any(".pool." in key for key in [*encoder, *decoder])
     with torch.device("meta"):
         model = AutoencoderTAEF2(**config) if pooled else AutoencoderTiny(**config)
-    halves = {"encoder": (encoder, 0), "decoder": (decoder, 1)}
-    state = {f"{half}:{key}": tensor for half, (weights, _) in halves.items() for key, tensor in weights.items()}
+    state = {f"{half}:{key}": tensor for half, weights in halves.items() for key, tensor in weights.items()}
     names = {
-        f"{half}:{key}": f"{half}.layers.{_shifted(key, clamp)}"
-        for half, (weights, clamp) in halves.items()
-        for key in weights
+        f"{half}:{key}": f"{half}.layers.{_shifted(name, clamp)}"
+        for half, clamp in (("encoder", 0), ("decoder", 1))
+        for key, name in inside[half].items()
     }
-    return fit(KIND, model, state, names, {}, [f"read from shapes: {config['latent_channels']} latent channels"])
+    return fit(
+        KIND,
+        model,
+        state,
+        names,
+        foreign(state, names),
+        [f"read from shapes: {config['latent_channels']} latent channels"],
+    )
+
+
+def _marks(name: str) -> bool:
+    return re.match(r"\d+\.(weight|bias|conv\.|pool\.|skip\.)", name) is not None
 
 
 def _config(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> Arguments:

@@ -1,7 +1,8 @@
 """Every key of a checkpoint is accounted for: loaded, renamed, dropped with a reason, or an error that names it."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,11 @@ Arguments = dict[str, Any]
 """Of a model's constructor, as its config.json holds them."""
 Model = TypeVar("Model", bound=ModelMixin)
 
+HOLDERS = (
+    *("model", "net", "network", "vae", "autoencoder", "first_stage_model", "transformer", "diffusion_model"),
+    *("dit", "generator", "ema", "ema_model"),
+)
+"""Names under which trainings and larger models hold a model."""
 SHOWN = 4
 """Keys that a message names before it counts the rest."""
 
@@ -49,6 +55,34 @@ class ConversionReport:
         ]
         lines += [f"  dropped {count}: {reason}" for reason, count in Counter(self.dropped.values()).items()]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def names_of(keys: Iterable[str], marks: Callable[[str], bool]) -> dict[str, str]:
+    """key -> its name inside the model, without what wraps it, for every key that is of the model.
+
+    DDP puts `module.` before a name and torch.compile `_orig_mod.`, trainings one or more of `HOLDERS`, in any order.
+
+    Args:
+        keys: of a checkpoint.
+        marks: whether a name is one that shows the model's layout; where none is, all keys are taken for its own.
+
+    Raises:
+        ConversionError: there are several such models.
+    """
+    bare = {key: re.sub(r"(?<![^.])(module|_orig_mod)\.", "", key) for key in keys}
+    places = sorted({place for name in bare.values() if (place := _place_of(name, marks)) is not None})
+    if len(places) > 1:
+        raise ConversionError(
+            f"The checkpoint holds several models of one layout: under {', '.join(repr(place) for place in places)}. "
+            f"Save the weights of one of them alone."
+        )
+    place = places[0] if places else ""
+    return {key: name.removeprefix(place) for key, name in bare.items() if name.startswith(place)}
+
+
+def foreign(keys: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
+    """key -> reason why it is dropped, for the keys that `names_of` left out."""
+    return dict.fromkeys((key for key in keys if key not in names), "not of this model")
 
 
 def fit(
@@ -129,6 +163,17 @@ def shape_of(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
             f"{key} has the shape {list(shape)}; expected a convolution's [out, in, height, width]."
         )
     return shape
+
+
+def _place_of(name: str, marks: Callable[[str], bool]) -> str | None:
+    """The holders before a name that shows the layout; None for other names."""
+    place = ""
+    while not marks(name):
+        holder, _, name = name.partition(".")
+        if holder not in HOLDERS:
+            return None
+        place += f"{holder}."
+    return place
 
 
 def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]) -> list[str]:

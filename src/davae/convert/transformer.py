@@ -1,4 +1,4 @@
-"""What checkpoints of class-conditional transformers share: wrappers around names, sizes, frozen tables."""
+"""What checkpoints of class-conditional transformers share: names, sizes, frozen tables."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from davae.convert.keys import ConversionError, shape_of
+from davae.convert.keys import ConversionError, names_of, shape_of
 from davae.models.embeddings import sincos_position_table
 
 EQUAL = 1e-5
@@ -48,9 +48,9 @@ class Sizes:
         )
 
 
-def names_of(keys: Iterable[str]) -> dict[str, str]:
-    """key -> its name without what DDP (`module.`) and torch.compile (`_orig_mod.`) wrap around it."""
-    return {key: re.sub(r"^(module\.)+", "", key.replace("_orig_mod.", "")) for key in keys}
+def transformer_names(keys: Iterable[str]) -> dict[str, str]:
+    """See `names_of`."""
+    return names_of(keys, lambda name: name.startswith("x_embedder."))
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> Sizes:
