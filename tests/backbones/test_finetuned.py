@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
@@ -155,3 +156,39 @@ def test_parts_that_do_not_fit_leave_the_pipeline_as_it_was(tmp_path: Path) -> N
         load_finetuned(pipe, run)
     assert dict(pipe.components) == parts
     assert all(torch.equal(weight, before[name]) for name, weight in pipe.transformer.state_dict().items())
+
+
+def test_folders_without_anything_to_load_are_explained(tmp_path: Path) -> None:
+    pipe = text_pipeline()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "whole" / "pipeline").mkdir(parents=True)
+    (tmp_path / "whole" / "pipeline" / "model_index.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, error, answer in (
+        ("nowhere", FileNotFoundError, "nothing fine-tuned in .*nowhere: got no such folder, allowed are"),
+        ("file", FileNotFoundError, "got a file"),
+        ("run", FileNotFoundError, "has not been fine-tuned: it has no transformer/. Run 'davae finetune'"),
+        ("whole", ValueError, "pipeline is a whole pipeline, .*Open it by the from_pretrained of its own class"),
+        ("whole/pipeline", ValueError, "pipeline is a whole pipeline"),
+        ("empty", FileNotFoundError, f"There is no {HEADS_FILE} in"),
+    ):
+        with pytest.raises(error, match=answer):
+            load_finetuned(pipe, tmp_path / name)
+    for given, answer in ((str(tmp_path), "got the name"), (None, "got None"), (pipe.vae, "upgraded already")):
+        with pytest.raises(ValueError, match=f"takes an upgraded pipeline, then the folder of .*{answer}"):
+            load_finetuned(given, pipe)
+
+
+def test_other_autoencoders_and_moved_weights_are_refused(tmp_path: Path) -> None:
+    run = finish_run(tmp_path / "run", FlowMatchEulerDiscreteScheduler(shift=4.0))
+    tiny_text_pipeline().vae.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="is no upgraded one: got a AutoencoderKL. Give the tokenizer/ of a run"):
+        load_finetuned(text_pipeline(), run, autoencoder=tmp_path / "plain")
+    with pytest.raises(FileNotFoundError, match="There is no autoencoder in .*nowhere"):
+        load_finetuned(text_pipeline(), run, autoencoder=tmp_path / "nowhere")
+    pipe = text_pipeline()
+    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="Cannot load fine-tuned parts into this SD3Trans.*: accelerate's"):
+        load_finetuned(pipe, run)

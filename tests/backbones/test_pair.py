@@ -183,3 +183,36 @@ def test_damage_in_a_part_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"Cannot read .*{file}: Expecting property name"):
             Pair(folder).load(text_encoder_2=None)
         (folder / file).write_text(before)
+
+
+@pytest.mark.parametrize("name", ["AutoTokenizer", "AutoModel", "AutoProcessor", "AutoPipelineForText2Image"])
+def test_a_class_that_picks_another_is_refused(name: str, folder: Path) -> None:
+    change_index(folder, tokenizer=["transformers", name])
+    with pytest.raises(ValueError, match=f"it names '{name}' of 'transformers', which picks a class by what other"):
+        Pair(folder)
+
+
+def test_code_beside_weights_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where libraries look for it: by their own names, by auto_map, by a tokenizer's class, in the current folder."""
+    folder = build_tiny_text_pair(tmp_path / "pair")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = f"open({str(tmp_path / 'RAN')!r}, 'w').close()\nclass Evil: pass\nclass SD3Transformer2DModel: pass\n"
+    for place in (tmp_path, folder, *(folder / part for part in ("transformer", "vae", "text_encoder", "tokenizer"))):
+        for name in ("evil", "pipeline", "modeling"):
+            (place / f"{name}.py").write_text(code)
+    maps = {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    for file in ("text_encoder/config.json", "tokenizer/tokenizer_config.json", "transformer/config.json"):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": maps}))
+    tokenizer = folder / "tokenizer_3" / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"tokenizer_class": "evil.Evil"}))
+    change_index(folder, custom_pipeline="evil")
+    assert type(Pair(folder).load()) is StableDiffusion3Pipeline
+    for part, library in (("transformer", "diffusers"), ("text_encoder", "transformers")):
+        (folder / part / f"{library}.py").write_text(code)
+    with pytest.raises(ValueError, match="contains custom code"):
+        Pair(folder).load()
+    assert type(Pair(folder).load_transformer()) is SD3Transformer2DModel
+    assert not (tmp_path / "RAN").exists()
+    assert not {"evil", "pair"} & sys.modules.keys()

@@ -1,6 +1,9 @@
 """Saved autoencoders, by folder, pipeline and hub name."""
 
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -66,6 +69,35 @@ def test_a_name_on_the_hub(pair: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert type(load_autoencoder(f"someone/{name}")) is type(tiny_autoencoder())
     with pytest.raises(FileNotFoundError, match="no such folder here, and the hub says: "):
         load_autoencoder("someone/nothing")
+
+
+def test_variants_are_fetched_only_where_there_is_nothing_else(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of the hub, of repositories with plain weights, with a variant alone, and of both."""
+    asked: list[str] = []
+
+    def hub(files: list[str], folder: Path) -> Any:
+        def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+            for file in files:
+                if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                    asked.append(file)
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    source = "config.json" if file.endswith("config.json") else WEIGHTS
+                    (folder / file).write_bytes((pair / "vae" / source).read_bytes())
+            return str(folder)
+
+        return snapshot_download
+
+    fp16, other = "diffusion_pytorch_model.fp16.safetensors", "unet/model.safetensors"
+    for files, wanted in (
+        (["vae/config.json", f"vae/{WEIGHTS}", f"vae/{fp16}", other], {"vae/config.json", f"vae/{WEIGHTS}"}),
+        (["vae/config.json", f"vae/{fp16}", other], {"vae/config.json", f"vae/{fp16}"}),
+        (["config.json", fp16, other], {"config.json", fp16}),
+    ):
+        asked.clear()
+        with TemporaryDirectory() as folder:
+            monkeypatch.setattr("davae.models.loading.snapshot_download", hub(files, Path(folder)))
+            assert type(load_autoencoder("someone/something")) is type(tiny_autoencoder())
+        assert set(asked) == wanted
 
 
 def test_a_mistyped_path_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

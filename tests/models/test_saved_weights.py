@@ -191,3 +191,20 @@ def test_weights_are_read_once_the_links_are_gone(folder: Path) -> None:
     stored = load_file(folder / f"{STEM}.fp16.safetensors")
     assert isinstance(model, AutoencoderDC)
     assert torch.equal(model.encoder.conv_out.weight, stored["encoder.conv_out.weight"])
+
+
+@pytest.mark.parametrize("class_name", ["evil.Evil", ["evil", "Evil"], "os"])
+def test_a_config_names_no_code(
+    folder: Path, class_name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for place in (tmp_path, folder):
+        (place / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\nclass Evil: pass\n")
+    path, content = folder / "config.json", read_config(folder / "config.json")
+    upgraded = {"_class_name": "AutoencoderDA", "base_class": class_name, "base_config": content}
+    for changed in (content | {"_class_name": class_name}, content | upgraded):
+        path.write_text(json.dumps(changed | {"auto_map": {"AutoModel": "evil.Evil"}}))
+        with pytest.raises(ValueError, match="Cannot (load|open|use)"):
+            load_autoencoder(folder)
+    assert not (tmp_path / "RAN").exists()

@@ -1,6 +1,7 @@
 """Owner of where a class may come from that a saved file names: three libraries, and nothing else on this machine."""
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ LIBRARIES: dict[str, ModuleType] = {
     name: importlib.import_module(name) for name in ("diffusers", "transformers", "davae")
 }
 """By the names that files give. They are modules already: no name in a file is ever imported."""
+_PICKS_ANOTHER = re.compile(r"Auto[A-Z]")  # AutoModel, AutoTokenizer; not AutoencoderKL
 
 
 def library_of(file: Path, library: object, class_name: object) -> ModuleType:
@@ -23,8 +25,13 @@ def library_of(file: Path, library: object, class_name: object) -> ModuleType:
         class_name: of the class.
 
     Raises:
-        ValueError: the library is another one, or the names are no text.
+        ValueError: the library is another one, the names are no text, or the class is one that picks another.
     """
+    if isinstance(class_name, str) and _PICKS_ANOTHER.match(class_name):
+        raise ValueError(
+            f"Cannot open what {file} describes: it names {class_name!r} of {library!r}, which picks a class by what "
+            f"other files say. Name the class itself."
+        )
     if isinstance(library, str) and isinstance(class_name, str):
         if library in LIBRARIES:
             return LIBRARIES[library]
