@@ -32,7 +32,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing_and_says_so(
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("davae.data.cache_files.save_file", full)
+    monkeypatch.setattr("davae.data.cache_files.save_tensors", full)
     with pytest.raises(DataError, match=r"shard\.safetensors: .*No space left.*Free some space"):
         save_shard({"mean": torch.zeros(1)}, tmp_path / "shard.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -130,7 +130,7 @@ def test_a_stopped_store_goes_on_at_the_unit(tmp_path: Path, form: FormatName) -
     [
         ("png", "pathlib.Path.write_bytes"),
         ("jpg", "pathlib.Path.write_bytes"),
-        ("npz", "davae.data.cache_files.save_file"),
+        ("npz", "davae.data.cache_files.save_tensors"),
         ("tar", "tarfile.TarFile.addfile"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_shard_of_latents_that_cannot_be_written_is_not_there(
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("davae.data.cache_files.save_file", fails)
+    monkeypatch.setattr("davae.data.cache_files.save_tensors", fails)
     with pytest.raises(DataError, match="No space left"):
         LatentShards(tmp_path, UNITS).save(UNITS[0], latents_of(UNITS[0]))
     assert names(tmp_path) == set()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from davae.caching.settings import CacheConfig
+from davae.core.finite import bad_rows
 from davae.core.observer import Observer
 from davae.core.pixels import uint8_to_signed
 from davae.core.precision import DTYPES, autocast
@@ -69,6 +70,7 @@ def encode_images(
             stop = min(start + config.batch_size, first + count)
             images = ordered.images(range(start, stop), size_of[first])
             batches.append(_moments(adapter, images, config, device))
+            _require_finite(batches[-1], ordered.ids[start:stop], config)
             observer.advance(before[first] + stop - first)
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -156,6 +158,15 @@ def _ranges(counts: Iterable[int], shard_size: int) -> Iterator[tuple[int, int]]
         for first, count in shard_ranges(total, shard_size):
             yield start + first, count
         start += total
+
+
+def _require_finite(moments: Moments, ids: Sequence[str], config: CacheConfig) -> None:
+    if rows := bad_rows(moments):
+        raise FloatingPointError(
+            f"Encoding images failed: what the autoencoder says of {ids[rows[0]]} is not finite in {config.dtype} "
+            f"({len(rows)} of {len(ids)} in its batch). Set cache.dtype to bfloat16 or float32, and cache.precision "
+            f"to fp32; if that does not help, the autoencoder is at fault."
+        )
 
 
 @torch.no_grad()

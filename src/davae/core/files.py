@@ -28,7 +28,7 @@ _FOREIGN_AGE = 24 * 3600.0  # seconds
 _open: set[Path] = set()  # what this process is writing
 
 Stamp = tuple[int, ...]
-"""What differs where the contents of a file do: device, inode, size, time of the last change."""
+"""What differs where the contents of a file do: device, inode, size, times of the last change and of the inode's."""
 
 
 @contextmanager
@@ -114,7 +114,15 @@ def bytes_digest(data: bytes) -> bytes:
 
 def file_hash(path: Path) -> str:
     """Hex hash of a file's contents. An unchanged file is read once a process."""
-    return _file_hash(path, _stamp(path))
+    return _file_hash(path, stamp(path))
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes with whatever is done to a file. Nothing but a decaying disk escapes it."""
+    stat = path.stat()
+    # The inode, because a replaced file may have the size and, on a coarse clock, the time of the old one; the time
+    # of its change, because the other one can be set.
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def file_sha256(path: Path) -> str:
@@ -133,7 +141,7 @@ def folder_hash(path: Path) -> str:
         for file in sorted(path.rglob("*"))
         if file.suffix in _MODEL_SUFFIXES and file.name != SEAL and file.is_file()
     ]
-    return _folder_hash(path, tuple((file, _stamp(file)) for file in files))
+    return _folder_hash(path, tuple((file, stamp(file)) for file in files))
 
 
 def cache_folder() -> Path:
@@ -150,7 +158,7 @@ def cache_folder() -> Path:
 
 
 @lru_cache(maxsize=1024)
-def _file_hash(path: Path, stamp: Stamp) -> str:
+def _file_hash(path: Path, _: Stamp) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     _update(digest, path)
     return digest.hexdigest()
@@ -169,12 +177,6 @@ def _update(digest: hashlib.blake2b, path: Path) -> None:
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
-
-
-def _stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    # The inode, because a replaced file may have the size and, on a coarse clock, the time of the old one.
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @contextmanager

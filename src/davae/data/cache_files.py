@@ -5,21 +5,24 @@ is written last and under a temporary name: a folder with a manifest holds a who
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from davae.core.checked import damaged, note
 from davae.core.files import replacing
 from davae.core.state import StateError, parse_json, read_json, write_json
+from davae.core.tensor_files import DamagedFileError, is_whole, metadata_of, save_tensors
 from davae.data.errors import DataError
 from davae.data.fingerprints import are_of_other_kinds
 from davae.data.leftovers import remove_leftovers
 
+logger = logging.getLogger(__name__)
 Contents = TypeVar("Contents", bound="Manifest")
 
 _MANIFEST = "manifest.json"
@@ -166,6 +169,7 @@ class CacheKind:
             for name, tensors in (beside or {}).items():
                 save_shard(tensors, folder / name)
             listed = [(name, shard.count) for name, shard in named.items()]
+            note(folder, [*named, *(beside or {})])
             write_json(folder / _MANIFEST, {**asdict(manifest), "shards": listed})
         part.wait()
         return folder
@@ -212,6 +216,19 @@ class CacheKind:
                 f"shards are kept, this one is made again."
             ) from error
 
+    def require_whole(self, folder: Path, names: Iterable[str]) -> None:
+        """Refuse files of a cache that are not what was written. They are read when something touched them.
+
+        Raises:
+            DataError: one is missing or damaged.
+        """
+        if found := damaged(folder, names, is_whole):
+            raise DataError(
+                f"The {self.name} cache in {folder} is damaged: {len(found)} of its files are cut off, changed or "
+                f"missing, for example {found[0]}. Re-run '{self.command}': what is whole is kept, the rest is made "
+                f"again."
+            )
+
     def require(self, folder: Path, key: Mapping[str, object], expected: Mapping[str, object]) -> None:
         """Refuse a cache whose key differs from what a recipe expects, with both values.
 
@@ -248,10 +265,9 @@ def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, st
     Raises:
         DataError: it cannot be written; nothing of it stays behind.
     """
-    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         with replacing(path) as temporary:
-            save_file(stored, temporary, metadata)
+            save_tensors(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"Could not write {path}: {error}. Free some space and run the same command again; "
@@ -262,7 +278,9 @@ def save_shard(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, st
 def _mark(path: Path) -> str | None:
     """The key and count that a stored shard was made for; None without a whole shard."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("key")
-    except (SafetensorError, FileNotFoundError):
+        return metadata_of(path).get("key")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        logger.warning("%s; it is made again.", error)
         return None

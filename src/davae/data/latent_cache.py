@@ -143,6 +143,7 @@ class LatentCache:
             if stored != count:
                 raise DataError(f"The latent shard {name} holds {stored} samples, the manifest says {count}.")
             self._starts.append(self._starts[-1] + count)
+        _KIND.require_whole(folder, [name for name, _ in self.manifest.shards])
         self._bucket_starts = [0, *accumulate(count for *_, count in self.manifest.buckets)]
         if not self._starts[-1] == self._bucket_starts[-1] == len(self.manifest.ids):
             raise DataError(

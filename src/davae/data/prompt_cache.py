@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from davae.core.files import DIGEST_SIZE, text_hash
+from davae.core.tensor_files import load_tensors
 from davae.data.cache_files import WHOLE, CacheKind, Part, Shard, shard_ranges
 from davae.data.errors import DataError
 
@@ -182,7 +182,8 @@ class PromptCache:
                     f"The prompt shard {name} holds {stored} prompts, the manifest says {count}. {REBUILD}"
                 )
             self._starts.append(self._starts[-1] + count)
-        index = _read_index(folder / _INDEX)
+        _KIND.require_whole(folder, [*(name for name, _ in self.manifest.shards), _INDEX])
+        index = load_tensors(folder / _INDEX)
         self._ids, self._rows = _sortable(index["ids"].numpy()), index["rows"].numpy()
         self._ends = index["counts"].numpy().cumsum() if "counts" in index else None
         self._mapped: dict[int, dict[str, Tensor]] = {}
@@ -312,12 +313,3 @@ def _digests(texts: Iterable[str]) -> NDArray[np.uint8]:
 def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """Hashes [N, 16] as byte strings [N], which numpy sorts and searches."""
     return np.ascontiguousarray(digests).view(f"S{DIGEST_SIZE}").reshape(-1)
-
-
-def _read_index(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DataError(
-            f"The index {path} is missing or cut off ({error}). Re-run 'davae prompts RECIPE'."
-        ) from error

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from davae.core.finite import bad_rows
+from davae.core.tensor_files import is_whole, load_tensors
 from davae.data.cache_files import save_shard
 
 
@@ -22,20 +23,29 @@ class LatentShards:
         self.folder, self.units = folder, units
 
     def has(self, unit: Sequence[int]) -> bool:
-        """Whether the latents of a unit stand."""
-        return self._path(unit).exists()
+        """Whether the latents of a unit stand, whole."""
+        return is_whole(self._path(unit))
 
     def load(self, unit: Sequence[int]) -> Tensor:
         """Stored latents of a unit: float32 [B, K, h, w]."""
-        return load_file(self._path(unit))["latent"].float()
+        return load_tensors(self._path(unit))["latent"].float()
 
     def first(self, count: int) -> Iterator[Tensor]:
         """Latents of images 0 .. count - 1, shard by shard."""
         return (self.load(unit)[: count - unit[0]] for unit in self.units if unit[0] < count)
 
     def save(self, unit: Sequence[int], latents: Tensor) -> Tensor:
-        """Keep the latents of a unit; returns them as they can be read again."""
+        """Keep the latents of a unit; returns them as they can be read again.
+
+        Raises:
+            FloatingPointError: those of an image are not finite in half precision.
+        """
         stored = latents.half().cpu()
+        if rows := bad_rows({"latent": stored}):
+            raise FloatingPointError(
+                f"Drawing failed: the latent of image {unit[rows[0]]} is not finite ({len(rows)} of {len(unit)} in "
+                f"its batch). Nothing of the batch was kept. Look at the training's curves; lower the guidance scale."
+            )
         save_shard({"latent": stored}, self._path(unit))
         return stored.float()
 
@@ -43,7 +53,7 @@ class LatentShards:
         """Remove shards that are none of the units', or all of them."""
         sizes = {self._path(unit): len(unit) for unit in self.units} if keep else {}
         for shard in self.folder.glob("latents-*.safetensors"):
-            if shard not in sizes or sizes[shard] != _rows(shard):
+            if shard not in sizes or not is_whole(shard) or sizes[shard] != _rows(shard):
                 shard.unlink()
 
     def _path(self, unit: Sequence[int]) -> Path:
