@@ -1,14 +1,21 @@
 """What section sample of a run draws, on disk: images in the forms that are asked for, and their latents."""
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from davae.core.checked import damaged, note
+from davae.core.state import found_json
 from davae.run import inputs
 from davae.run.pipelines import sample_config
 from davae.run.run import Run
 from davae.sampling.latent_shards import LatentShards
-from davae.sampling.store import FormatName, ImageStore
+from davae.sampling.store import MARKER, FormatName, ImageStore
+from davae.sampling.whole_files import SUFFIXES, is_whole
+
+logger = logging.getLogger(__name__)
 
 KEPT_BY = ("count", "png", "npz")
 """Settings that change no image: what stands is kept under others."""
@@ -52,6 +59,10 @@ class Samples:
             store.discard(self.config.count if is_kept else 0)
         store.begin()
 
+    def note(self) -> None:
+        """Say that what was just drawn is whole."""
+        note(self.store.folder, _files(self.store.folder))
+
     def require_all(self) -> None:
         """Refuse to be read before all latents of these settings are drawn.
 
@@ -60,7 +71,8 @@ class Samples:
         """
         if self.store.stored_inputs != self.store.inputs:
             raise ValueError(
-                f"{self.store.folder} does not hold samples of these settings. Run 'davae sample RECIPE' first."
+                f"{self.store.folder} does not hold samples of these settings. Run 'davae sample RECIPE' first; if "
+                f"it passes over what it did before, remove {self.run.folder.gallery}."
             )
         count = sum(len(unit) for unit in self.store.units if self.latents.has(unit))
         if count != self.config.count:
@@ -68,6 +80,20 @@ class Samples:
                 f"{self.store.folder} holds {count} of {self.config.count} samples. "
                 f"Run 'davae sample RECIPE' to draw the others."
             )
+
+
+def stand(gallery: Path) -> bool:
+    """Whether samples lie beside the picture of the first ones, all whole, and say of which settings they are."""
+    folder = gallery.parent
+    if not gallery.exists() or "sample" not in (found_json(folder / MARKER, dict[str, Any]) or {}):
+        return False
+    if found := damaged(folder, _files(folder), is_whole):
+        logger.warning("Samples in %s are damaged and drawn again: %s", folder, ", ".join(found[:3]))
+    return not found
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
 
 
 def _image_inputs(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from davae.core.files import replacing, write_text
+from davae.core.state import found_json
+from davae.core.tensor_files import load_tensors
 from davae.data.cache_files import save_shard
 from davae.data.shard_writer import ShardWriter
+from davae.sampling.whole_files import is_whole
 
 IMAGE = ""
 """Kind of the image itself. Others ("preview", "baseline") stand beside it under names of their own."""
@@ -46,7 +48,7 @@ class GeneratedImage:
 
 
 class ImageFormat(Protocol):
-    """A form. A unit is a run of consecutive images; it counts as there when it is there as a whole."""
+    """A form. A unit is a run of consecutive images; it is there when all its files are there and whole."""
 
     def has(self, unit: Sequence[int]) -> bool:
         """Whether a unit stands."""
@@ -73,7 +75,9 @@ class ImageFiles:
 
     def has(self, unit: Sequence[int]) -> bool:
         """See `ImageFormat`."""
-        return all(self.path(index, kind).exists() for index in unit for kind in self.kinds)
+        return all(is_whole(self.path(index, kind)) for index in unit for kind in self.kinds) and not (
+            self.facts and any(found_json(self._facts(index), dict[str, Any]) is None for index in unit)
+        )
 
     def write(self, unit: Sequence[int], parts: Iterable[Sequence[GeneratedImage]]) -> None:
         """See `ImageFormat`."""
@@ -112,7 +116,7 @@ class TarShards:
 
     def has(self, unit: Sequence[int]) -> bool:
         """See `ImageFormat`."""
-        return self._path(unit).exists()
+        return is_whole(self._path(unit))
 
     def write(self, unit: Sequence[int], parts: Iterable[Sequence[GeneratedImage]]) -> None:
         """See `ImageFormat`."""
@@ -148,7 +152,7 @@ class NpzArchive:
         """See `ImageFormat`."""
         if self._files is not None:
             return self._files.has(unit)
-        return self.path.exists() or self._waiting(unit).exists()
+        return is_whole(self.path) or is_whole(self._waiting(unit))
 
     def write(self, unit: Sequence[int], parts: Iterable[Sequence[GeneratedImage]]) -> None:
         """See `ImageFormat`."""
@@ -158,7 +162,7 @@ class NpzArchive:
 
     def finish(self, units: Sequence[Sequence[int]]) -> None:
         """See `ImageFormat`."""
-        if not self.path.exists():
+        if not is_whole(self.path):
             write_npz(self.path, map(self._read, units), self._count)
         self._discard_waiting()
 
@@ -169,7 +173,7 @@ class NpzArchive:
 
     def _read(self, unit: Sequence[int]) -> NDArray[np.uint8]:
         if self._files is None:
-            return load_file(self._waiting(unit))["image"].numpy()
+            return load_tensors(self._waiting(unit))["image"].numpy()
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(self._files.read, unit))
         return torch.stack(images).permute(0, 2, 3, 1).numpy()

@@ -19,7 +19,7 @@ from davae.models.chunking import chunks
 from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, ImageFormat, NpzArchive, TarShards
 
 FormatName = Literal["png", "jpg", "npz", "tar"]
-GRID = "grid.png"
+GRID, MARKER = "grid.png", "inputs.json"
 _SHOWN = 40  # characters of a setting in an error
 
 
@@ -49,7 +49,7 @@ class ImageStore:
         formats: Sequence[FormatName],
         kinds: Sequence[str] = (IMAGE,),
         members: Literal["png", "jpg"] = "png",
-        marker: str = "inputs.json",
+        marker: str = MARKER,
         facts: bool = False,
     ) -> None:
         self.folder, self.inputs, self.count, self.kinds = folder, dict(inputs), count, tuple(kinds)

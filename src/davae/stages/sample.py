@@ -6,7 +6,7 @@ from davae.report.figures import image_grid
 from davae.run import inputs, pipelines
 from davae.run.execute import Stage
 from davae.run.run import Run
-from davae.run.samples import Samples
+from davae.run.samples import Samples, stand
 from davae.sampling.image_formats import IMAGE, GeneratedImage
 from davae.sampling.sampler import Sampler
 
@@ -30,6 +30,7 @@ def run(run: Run) -> None:
         samples.store.finish(sampler.captions(range(samples.config.count)))
         shown = torch.cat(list(samples.latents.first(SHOWN)))
         samples.store.show(image_grid(sampler.images(shown), columns=9))
+        samples.note()
 
 
 def _draw(run: Run, samples: Samples, sampler: Sampler) -> None:
@@ -56,4 +57,5 @@ STAGE = Stage(
     inputs=inputs.samples,
     run=run,
     output=lambda run: run.folder.gallery,
+    stands=stand,
 )
