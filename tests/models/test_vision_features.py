@@ -141,6 +141,15 @@ def test_a_folder_without_a_model_says_what_to_give(tmp_path: Path) -> None:
         FoundationFeatures.from_pretrained(str(tmp_path), 4)
 
 
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    model = dinov2()
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"got pytorch_model\.bin, allowed are safetensors"):
+        FoundationFeatures.from_pretrained(str(tmp_path), 4)
+
+
 def test_the_hub_is_asked_only_for_what_looks_like_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

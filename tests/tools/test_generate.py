@@ -1,6 +1,7 @@
 """`davae generate` on a tiny upgraded SD3: files and shards, resuming, what stands beside an image, bad input."""
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import davae
+from davae.core import checked
+from davae.core.lock import LockedError
 from davae.core.observer import Silent
 from davae.core.pixels import enlarge, signed_to_unit, unit_to_uint8
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
 from davae.models.adapter import adapt
+from davae.run.writer import only_writer
 from davae.sampling import stock_text
 from davae.sampling.engine import Engine
 from davae.sampling.sampler import preview
@@ -94,6 +98,12 @@ def loaded(source: SavedPipeline, engine: Engine | None = None) -> Any:
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Name -> when it was written, and what it holds."""
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def never(*_: Any, **__: Any) -> None:
@@ -207,25 +217,62 @@ def test_shards_of_an_earlier_version_go_on(pair: Path, base: Path, tmp_path: Pa
     out.mkdir()
     (out / "generation.json").write_text(json.dumps(as_before(pair, shards=True, shard_size=2), indent=1))
     with ShardWriter(out / "000000.tar") as shard:
-        shard.write("000000000", {"png": b"as it was", "txt": PROMPTS[0], "json": {}})
+        shard.write("000000000", {"png": png(7), "txt": PROMPTS[0], "json": {}})
     kept, listener = contents(out)["000000.tar"], Listener()
     generate(SavedPipeline(pair), PROMPTS, out, settings, observer=listener)
     assert listener.steps == [(3, 2), 3, "end"]
     assert sorted(contents(out)) == ["000000.tar", "000001.tar", "generation.json"]
     assert contents(out)["000000.tar"] == kept
     # What stands beside an image is told apart from images alone.
-    with pytest.raises(ValueError, match="other settings .baseline: null, now"):
-        generate(SavedPipeline(pair), PROMPTS, out, settings, baseline=SavedPipeline(base))
+    generate(SavedPipeline(pair), PROMPTS[:1], out, settings, baseline=SavedPipeline(base))
+    assert sorted(contents(out)) == [f"{number:06d}.tar" for number in range(3)] + ["generation.json"]
+    with tarfile.open(out / "000002.tar") as shard:
+        assert shard.getnames()[:2] == ["000000004.png", "000000004.baseline.png"]
 
 
-def test_a_pipeline_that_changed_draws_other_images(pair: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"seed": 1}, {"count": 3}, {}])
+def test_a_folder_of_an_earlier_version_is_added_to_by_nothing_else(
+    pair: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    (tmp_path / "generation.json").write_text(json.dumps(as_before(pair)))
+    kept = contents(tmp_path)
+    with pytest.raises(ValueError, match="by an earlier version"):
+        generate(SavedPipeline(pair), PROMPTS if change else PROMPTS[:2], tmp_path, Generation(**QUICK, **change))
+    assert contents(tmp_path) == kept
+
+
+def test_a_pipeline_is_what_it_holds_wherever_it_lies(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other, out = Path(shutil.copytree(pair, tmp_path / "pair")), tmp_path / "out"
-    generate(SavedPipeline(other), PROMPTS[:1], out, Generation(**QUICK))
+    monkeypatch.chdir(tmp_path)
+    generate(SavedPipeline(pair), PROMPTS[:1], out, Generation(**QUICK))
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedPipeline, "load", never)
+        (other / "vae" / "config.json").touch()
+        for name in ("pair", "pair/", "./pair", str(other)):
+            generate(SavedPipeline(name), PROMPTS[:1], out, Generation(**QUICK))
     (other / "scheduler" / "scheduler_config.json").write_bytes(
         (other / "scheduler" / "scheduler_config.json").read_bytes() + b"\n"
     )
-    with pytest.raises(ValueError, match="other settings .source: "):
-        generate(SavedPipeline(other), PROMPTS[:1], out, Generation(**QUICK))
+    generate(SavedPipeline(other), PROMPTS[:1], out, Generation(**QUICK))
+    assert len(list(out.glob("0*.png"))) == 2
+
+
+def test_a_file_that_did_not_change_is_not_read_again(pair: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    other, read = Path(shutil.copytree(pair, tmp_path / "pair")), []
+    before, hashed = SavedPipeline(other).identity, checked.file_hash
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return hashed(path)
+
+    monkeypatch.setattr(checked, "file_hash", noted)
+    assert SavedPipeline(other).identity == before
+    assert read == []
+    (other / "vae" / "config.json").touch()
+    assert SavedPipeline(other).identity == before
+    assert read == ["config.json"]
 
 
 def test_the_negative_prompt_and_each_batch_are_encoded_once_for_both_pipelines(
@@ -264,14 +311,69 @@ def test_an_interruption_leaves_whole_shards(pair: Path, tmp_path: Path, monkeyp
     assert len(ShardSource(out, min_side=32)) == 4
 
 
-def test_other_settings_are_refused_with_the_difference(pair: Path, tmp_path: Path) -> None:
+def drawn(out: Path) -> list[tuple[str, int]]:
+    """(prompt, seed) of the images of a folder."""
+    facts = [json.loads(path.read_text()) for path in sorted(out.glob("0*.json"))]
+    return [(entry["prompt"], entry["seed"]) for entry in facts]
+
+
+def images(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("0*")}
+
+
+def test_other_prompts_and_settings_are_added(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = SavedPipeline(pair), tmp_path / "out"
     generate(source, PROMPTS[:1], out, Generation(**QUICK))
-    with pytest.raises(ValueError, match="other settings .seed: 0, now 1"):
-        generate(source, PROMPTS[:1], out, Generation(**QUICK, seed=1))
-    with pytest.raises(ValueError, match='first_prompt: "a red cube", now "a striped sphere"'):
-        generate(source, PROMPTS[1:2], out, Generation(**QUICK))
-    generate(source, PROMPTS[:1], out, Generation(**{**QUICK, "batch": 1}))  # how it is drawn does not matter
+    first = images(out)
+    generate(source, PROMPTS[1:2], out, Generation(**QUICK))
+    generate(source, PROMPTS, out, Generation(**QUICK))  # a file of prompts that grew
+    generate(source, PROMPTS[:1], out, Generation(**{**QUICK, "guidance": 2.0}, seed=5))
+    red, striped, blue = PROMPTS
+    assert drawn(out) == [(red, 0), (striped, 0), (striped, 1), (blue, 2), (red, 5)]
+    assert images(out).items() >= first.items()
+    assert json.loads((out / "000004.json").read_text())["settings"]["guidance"] == 2.0
+    stand = images(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedPipeline, "load", never)
+        generate(source, PROMPTS, out, Generation(**QUICK))
+        generate(source, PROMPTS[:1], out, Generation(**{**QUICK, "batch": 1}))  # how it is drawn does not matter
+    (out / "000003.png").write_bytes(stand["000003.png"][:-20])  # cut off
+    generate(source, PROMPTS, out, Generation(**QUICK))
+    assert images(out) == stand
+
+
+def test_shards_of_two_calls_stand_side_by_side(pair: Path, tmp_path: Path) -> None:
+    source, out, settings = SavedPipeline(pair), tmp_path / "out", Generation(**QUICK, shards=True, shard_size=2)
+    generate(source, PROMPTS, out, settings)
+    generate(source, [*PROMPTS, "a cube"], out, settings)
+    found = ShardSource(out, min_side=32)
+    assert list(found.captions) == [*PROMPTS, "a cube"]
+    assert [name.partition("/")[0] for name in found.ids] == ["000000", "000000", "000001", "000002"]
+
+
+def test_another_form_is_refused(pair: Path, tmp_path: Path) -> None:
+    source, out = SavedPipeline(pair), tmp_path / "out"
+    generate(source, PROMPTS[:1], out, Generation(**QUICK))
+    for change, got in (({"form": "jpg"}, "jpg files"), ({"shards": True, "shard_size": 3}, "png in shards of 3")):
+        with pytest.raises(ValueError, match=f"keeps images as png files; got {got}"):
+            generate(source, PROMPTS, out, Generation(**QUICK, **change))
+
+
+@pytest.mark.parametrize("damage", ["", '{"a', "null", "[]", "{}", '{"format_version": 2}'])
+def test_a_damaged_album_is_named_and_an_empty_one_is_begun_anew(pair: Path, tmp_path: Path, damage: str) -> None:
+    source = SavedPipeline(pair)
+    (tmp_path / "generation.json").write_text(damage)
+    generate(source, PROMPTS[:1], tmp_path, Generation(**QUICK))
+    (tmp_path / "generation.json").write_text(damage)
+    kept = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"generation\.json is damaged.*or give another folder"):
+        generate(source, PROMPTS[:1], tmp_path, Generation(**QUICK))
+    assert contents(tmp_path) == kept
+
+
+def test_a_folder_is_drawn_into_by_one_command(pair: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path, "x", is_main=True), pytest.raises(LockedError, match=f"Folder {tmp_path} is being"):
+        generate(SavedPipeline(pair), PROMPTS, tmp_path, Generation(**QUICK))
 
 
 def test_a_folder_of_something_else_is_refused(pair: Path, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 Their stamps are kept in the cache folder, so that nothing is written where one only reads.
 """
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from davae.core.files import cache_folder, stamp, text_hash
+from davae.core.files import cache_folder, file_hash, model_files, stamp, text_hash
 from davae.core.state import found_json, write_json
 
 
@@ -42,21 +45,35 @@ def note(folder: Path, names: Iterable[str]) -> None:
     _write(folder, {name: now for name, now in stamps.items() if now is not None})
 
 
+def content_hash(folder: Path) -> str:
+    """Hex hash of a saved model, as `core.files.folder_hash` means it; only files that something touched are read."""
+    notes, names = "hashes", {file.relative_to(folder).as_posix(): file for file in model_files(folder)}
+    known = _read(folder, notes)
+    stamps = {name: list(stamp(file)) for name, file in names.items()}
+    changed = [name for name in names if known.get(name, [])[1:] != stamps[name]]
+    with ThreadPoolExecutor() as threads:
+        read = dict(zip(changed, threads.map(file_hash, [names[name] for name in changed]), strict=True))
+    hashes = {name: read[name] if name in read else known[name][0] for name in names}
+    if changed:
+        _write(folder, {name: [hashes[name], *stamps[name]] for name in names}, notes)
+    return text_hash(json.dumps(hashes, sort_keys=True))
+
+
 def _stamp(path: Path) -> list[int] | None:
     return list(stamp(path)) if path.is_file() else None
 
 
-def _read(folder: Path) -> dict[str, list[int]]:
+def _read(folder: Path, kind: str = "checked") -> dict[str, list[Any]]:
     try:
-        return found_json(_notes(folder), dict[str, list[int]]) or {}
+        return found_json(_notes(folder, kind), dict[str, list[Any]]) or {}
     except RuntimeError:  # this user has no home
         return {}
 
 
-def _write(folder: Path, stamps: dict[str, list[int]]) -> None:
+def _write(folder: Path, stamps: Mapping[str, list[Any]], kind: str = "checked") -> None:
     with suppress(OSError, RuntimeError):  # a full disk or no home: the files are read again next time
-        write_json(_notes(folder), stamps)
+        write_json(_notes(folder, kind), stamps)
 
 
-def _notes(folder: Path) -> Path:
-    return cache_folder() / "checked" / f"{text_hash(str(folder.resolve()))}.json"
+def _notes(folder: Path, kind: str) -> Path:
+    return cache_folder() / kind / f"{text_hash(str(folder.resolve()))}.json"

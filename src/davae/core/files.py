@@ -136,12 +136,13 @@ def folder_hash(path: Path) -> str:
 
     The checksums beside them follow from them, and are left out.
     """
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix in _MODEL_SUFFIXES and file.name != SEAL and file.is_file()
-    ]
-    return _folder_hash(path, tuple((file, stamp(file)) for file in files))
+    return _folder_hash(path, tuple((file, stamp(file)) for file in model_files(path)))
+
+
+def model_files(path: Path) -> list[Path]:
+    """The JSON and safetensors files of a saved model, in order, but for their checksums."""
+    files = sorted(path.rglob("*"))
+    return [file for file in files if file.suffix in _MODEL_SUFFIXES and file.name != SEAL and file.is_file()]
 
 
 def cache_folder() -> Path:

@@ -94,7 +94,10 @@ class FoundationFeatures(nn.Module):
                 model, dtype=torch.float32, output_loading_info=True
             )
         except OSError as error:
-            raise FileNotFoundError(_missing(model, str(error).splitlines()[0])) from error
+            reason = str(error).splitlines()[0]
+            if pickled := sorted(file.name for file in Path(model).glob("*.bin")):
+                reason = f"got {pickled[0]}, allowed are safetensors; save it again with save_pretrained"
+            raise FileNotFoundError(_missing(model, reason)) from error
         if report["missing_keys"]:  # random features would look right and mean nothing
             raise ValueError(
                 f"The foundation model {model} is not complete: got no weights for "

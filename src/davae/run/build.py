@@ -85,9 +85,7 @@ def new_tokenizer(config: TokenizerConfig, base: Any) -> AutoencoderDA:
 
 def trained_tokenizer(run: Run) -> AutoencoderDA:
     """The trained upgrade, in eval mode on the run's device."""
-    autoencoder: AutoencoderDA = nameless(
-        AutoencoderDA.from_pretrained(run.result("tokenizer"), use_safetensors=True)
-    )
+    autoencoder: AutoencoderDA = nameless(load_autoencoder(run.result("tokenizer")))
     return autoencoder.to(run.accelerator.device).eval()
 
 

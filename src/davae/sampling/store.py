@@ -20,7 +20,6 @@ from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, Imag
 
 FormatName = Literal["png", "jpg", "npz", "tar"]
 GRID, MARKER = "grid.png", "inputs.json"
-_SHOWN = 40  # characters of a setting in an error
 
 
 class ImageStore:
@@ -35,8 +34,8 @@ class ImageStore:
             are a file an image, "tar" a captioned shard a unit, "npz" one array of all, as FID tools read it.
         kinds: what is kept of each image: `IMAGE`, and names of what stands beside it.
         members: form of the images in tar shards.
-        marker: name of the file that holds `inputs`.
         facts: whether a file of facts lies beside each image file.
+        first: number of the first image; of tar shards, a multiple of `unit`.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class ImageStore:
         formats: Sequence[FormatName],
         kinds: Sequence[str] = (IMAGE,),
         members: Literal["png", "jpg"] = "png",
-        marker: str = MARKER,
         facts: bool = False,
+        first: int = 0,
     ) -> None:
         self.folder, self.inputs, self.count, self.kinds = folder, dict(inputs), count, tuple(kinds)
-        self.units: list[range] = list(chunks(count, unit))
-        self._marker, self._names = folder / marker, tuple(formats)
+        self.units = [range(first + part.start, first + part.stop) for part in chunks(count, unit)]
+        self._marker, self._names = folder / MARKER, tuple(formats)
         files = {
             "png": ImageFiles(folder, "png", self.kinds, facts),
             "jpg": ImageFiles(folder, "jpg", self.kinds, facts),
@@ -71,28 +70,6 @@ class ImageStore:
     def stored_inputs(self) -> dict[str, Any] | None:
         """What the images that stand depend on; None where nothing stands, or nobody can say of what it is."""
         return found_json(self._marker, dict[str, Any])
-
-    def require_same_inputs(self) -> None:
-        """Refuse a folder that holds something else.
-
-        Raises:
-            ValueError: images of other settings stand there, or anything that is not of this library.
-        """
-        before = self.stored_inputs
-        if before is not None:
-            if changed := sorted(key for key in {*before, *self.inputs} if before.get(key) != self.inputs.get(key)):
-                described = "; ".join(
-                    f"{key}: {_short(before, key)}, now {_short(self.inputs, key)}" for key in changed
-                )
-                raise ValueError(
-                    f"{self.folder} holds images of other settings ({described}). Use the old ones to go on, or give "
-                    f"another folder."
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"{self.folder} holds something that davae did not write: there is no {self._marker.name} in it. "
-                f"Give a new or an empty folder."
-            )
 
     def begin(self) -> None:
         """Make the folder and say in it what its images are."""
@@ -139,8 +116,3 @@ class ImageStore:
         """Keep a picture of the first images."""
         with replacing(self.folder / GRID) as temporary:
             grid.save(temporary, "PNG")
-
-
-def _short(values: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(values.get(key))
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -21,7 +21,7 @@ from davae.evaluate.reconstruction import measure_reconstruction
 from davae.evaluate.results import Figure, Results
 from davae.evaluate.spectrum import radial
 from davae.models.autoencoder import AutoencoderDA
-from davae.models.saving import verify
+from davae.models.loading import load_autoencoder
 from davae.recipe import load_recipe
 from davae.report.figures import labelled_strip
 from davae.report.latent_figures import correlation_figure, principal_colours, spectrum_figure
@@ -211,7 +211,7 @@ def _load(path: Path, size: int) -> AutoencoderDA:
             f"There is no structured autoencoder in {path}: got {found or 'no config.json'}, expected AutoencoderDA. "
             f"Give the folder of a trained one, for example runs/NAME/tokenizer or PIPELINE/vae."
         )
-    autoencoder = AutoencoderDA.from_pretrained(verify(path), use_safetensors=True)
+    autoencoder: AutoencoderDA = load_autoencoder(path)
     if not autoencoder.is_calibrated:
         raise ValueError(
             f"The autoencoder in {path} is not calibrated, so its detail has no units. "

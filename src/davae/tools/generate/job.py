@@ -1,6 +1,6 @@
 """What `davae generate` is asked for, checked before anything is loaded."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from davae.sampling.engine import Engine
 from davae.sampling.image_formats import IMAGE
 from davae.sampling.stock_text import require_drawable
-from davae.tools.generate.settings import Generation, digest
+from davae.tools.generate.settings import Generation
 from davae.tools.generate.text_source import TextSource
 
 BASELINE, PREVIEW = "baseline", "preview"
@@ -72,7 +72,7 @@ class Job:
         """All that an image depends on beside its prompt and seed."""
         settings = self.settings
         facts = {
-            "pipeline": self.source.identity["path"],
+            "pipeline": self.source.path,
             "height": self.size[0],
             "width": self.size[1],
             "steps": settings.steps,
@@ -84,15 +84,13 @@ class Job:
             "quantize": self.engine.quantize,
             "step_cache": self.engine.step_cache,
         }
-        return facts if self.baseline is None else {**facts, "baseline": self.baseline.identity["path"]}
+        return facts if self.baseline is None else {**facts, "baseline": self.baseline.path}
 
-    def inputs(self, device: torch.device) -> dict[str, Any]:
-        """All that a folder of images depends on."""
-        names = ("seed", "count", "form", "shards", *(["shard_size"] if self.settings.shards else []))
-        kept = {name: asdict(self.settings)[name] for name in names}
-        sources = {"source": self.source.identity, "baseline": self.baseline and self.baseline.identity}
-        prompts = {"prompts": f"{len(self.prompts)}, {digest(self.prompts)}", "first_prompt": self.prompts[0]}
-        return {**self.facts(device), **kept, **sources, **prompts, "kinds": self.kinds}
+    def content(self, device: torch.device) -> dict[str, Any]:
+        """All that images depend on beside prompt and seed, wherever the weights lie; and what is kept of each."""
+        facts = {name: value for name, value in self.facts(device).items() if name not in ("pipeline", "baseline")}
+        baseline = None if self.baseline is None else self.baseline.identity
+        return {**facts, "source": self.source.identity, "baseline": baseline, "kinds": self.kinds}
 
     def _check_baseline(self, baseline: TextSource) -> None:
         base = self.source.layout.base_channels

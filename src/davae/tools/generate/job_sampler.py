@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from davae.backbones.registry import drawing_backbone
+from davae.core.finite import bad_rows
 from davae.core.observer import Observer
 from davae.sampling.image_formats import IMAGE, GeneratedImage
 from davae.sampling.sampler import preview
@@ -19,12 +20,13 @@ class JobSampler:
 
     Args:
         job: what is to be drawn.
+        first: number of its first image.
         device: to draw on.
         observer: hears of prompts that are too long.
     """
 
-    def __init__(self, job: Job, device: torch.device, observer: Observer) -> None:
-        self._job, self._facts = job, job.facts(device)
+    def __init__(self, job: Job, first: int, device: torch.device, observer: Observer) -> None:
+        self._job, self._first, self._facts = job, first, job.facts(device)
         settings = job.settings
         self._pipeline = job.source.load(job.engine, device)
         length = settings.max_length or job.source.max_length
@@ -39,21 +41,27 @@ class JobSampler:
         """Images of a unit, batch by batch."""
         settings = self._job.settings
         for start in range(0, len(unit), settings.batch):
-            indices = unit[start : start + settings.batch]
+            numbers = unit[start : start + settings.batch]
+            indices = [number - self._first for number in numbers]
             kinds, captions = self._images(indices), self._prompts.captions(indices)
             yield [
                 GeneratedImage(
-                    index,
+                    number,
                     {kind: images[row] for kind, images in kinds.items()},
                     caption,
                     {"prompt": caption, "seed": settings.seed + index, "settings": self._facts},
                 )
-                for row, (index, caption) in enumerate(zip(indices, captions, strict=True))
+                for row, (number, index, caption) in enumerate(zip(numbers, indices, captions, strict=True))
             ]
 
     def _images(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """kind -> uint8 [B, 3, H, W]."""
         latents = self._sampler.latents(indices)
+        if rows := bad_rows({"latent": latents}):
+            raise FloatingPointError(
+                f"Drawing failed: the latent of the image with seed {self._job.settings.seed + indices[rows[0]]} is "
+                f"not finite ({len(rows)} of {len(indices)} in its batch). Try --dtype fp32 or less guidance."
+            )
         kinds = {IMAGE: self._sampler.images(latents)}
         if self._job.settings.preview:
             kinds[PREVIEW] = preview(self._pipeline, latents)

@@ -1,5 +1,6 @@
 """Where a text pipeline comes from: what is known of it before any of its weights is read, and its loading."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from davae.backbones.pair import Pair
 from davae.backbones.registry import text_pipelines
+from davae.core.checked import content_hash
 from davae.core.files import folder_hash
 from davae.core.layout import LatentLayout
 from davae.core.precision import SHORT_DTYPES
@@ -25,8 +27,15 @@ class TextSource(Protocol):
     """Where a pipeline comes from, known before any of its weights is read."""
 
     @property
+    def path(self) -> str:
+        """Where it lies, for people."""
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What says which weights they are, as JSON values."""
+        """What says which weights they are, wherever they lie, as JSON values."""
+
+    def was(self, before: Mapping[str, Any]) -> bool:
+        """Whether an earlier version meant these weights by what it wrote."""
 
     @property
     def pipeline_name(self) -> str:
@@ -85,11 +94,21 @@ class SavedPipeline:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See `TextSource`. A local folder's weights are told apart by size and date."""
+        """See `TextSource`. A file is read again when something touched it."""
+        folder = Path(self.source)
+        return {"contents": content_hash(folder)} if folder.is_dir() else {"name": self.source}
+
+    @property
+    def path(self) -> str:
+        """See `TextSource`."""
+        return self.source
+
+    def was(self, before: Mapping[str, Any]) -> bool:
+        """See `TextSource`. Earlier versions told files apart by size and date."""
         folder = Path(self.source)
         files = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
         stamps = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        return {"path": self.source, "files": digest(stamps)} if stamps else {"path": self.source}
+        return before.get("files") == digest(stamps) if stamps else before.get("path") == self.source
 
     def load(self, engine: Engine, device: torch.device, with_text: bool = True) -> Any:
         """See `TextSource`."""
@@ -127,8 +146,18 @@ class FinishedRun:
     def identity(self) -> dict[str, Any]:
         """See `TextSource`."""
         parts = {"trained": self._run.finetuned(), "tokenizer": self._run.result("tokenizer")}
+        pair = self._run.pair
         hashes = {name: folder_hash(path) for name, path in parts.items()}
-        return {"path": str(self._run.folder.root), "pair": self._run.pair.source, **hashes}
+        return {"pair": content_hash(pair.folder(pair.parts)), **hashes}
+
+    @property
+    def path(self) -> str:
+        """See `TextSource`."""
+        return str(self._run.folder.root)
+
+    def was(self, before: Mapping[str, Any]) -> bool:
+        """See `TextSource`."""
+        return all(before.get(name) == self.identity[name] for name in ("trained", "tokenizer"))
 
     def load(self, engine: Engine, device: torch.device, with_text: bool = True) -> Any:
         """See `TextSource`."""
