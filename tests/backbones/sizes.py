@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-import davae
 from davae.backbones.public import PUBLIC
 from davae.backbones.registry import BACKBONES, backbone_of
+from davae.backbones.widening import widen_with_report
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 SIDES = (512, 1024, 2048)
@@ -36,7 +36,7 @@ def row(name: str) -> list[str]:
     model = public.build()
     backbone = backbone_of(model)
     base, f = backbone.latent_channels(model.config), public.compression
-    widened = davae.widen(model, detail_channels=base)
+    widened, _ = widen_with_report(model, base)
     before, after = count(model), count(widened)
 
     def tokens(compression: int) -> str:

@@ -125,7 +125,7 @@ def test_lora_of_the_head_is_fused_before_widening(name: str, tmp_path: Path) ->
     with pytest.raises(RuntimeError, match="size mismatch"):
         after.load_lora_weights(tmp_path)
     pipe.load_lora_weights(tmp_path)
-    with pytest.raises(ValueError, match="offending keys: .*unload or fuse LoRA first"):
+    with pytest.raises(ValueError, match="are attached to .*unload_lora_weights"):
         davae.upgrade(pipe)
     pipe.fuse_lora()
     pipe.unload_lora_weights()

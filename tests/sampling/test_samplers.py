@@ -17,7 +17,6 @@ from davae.backbones.pair import Pair
 from davae.cli import main
 from davae.core.pixels import enlarge, signed_to_unit, unit_to_uint8
 from davae.models.adapter import UpgradedAdapter, adapt
-from davae.models.declared_scaling import scaling_of
 from davae.recipe import RecipeError, parse_recipe
 from davae.sampling import class_sampler, sampler
 from davae.sampling.class_sampler import ClassSampler
@@ -217,25 +216,6 @@ def test_an_impossible_interval_is_refused(interval: str) -> None:
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplerSettings(**setting)
-
-
-@torch.no_grad()
-def test_the_upgrade_keeps_the_pretrained_statistics_of_the_base_channels(tmp_path: Path) -> None:
-    """Measured anew on half-size images they would differ, and the transformer would see other base latents."""
-    config = {"latent_channels": 8, "block_out_channels": (4,), "norm_num_groups": 4, "layers_per_block": 1}
-    mean, std = torch.randn(8).tolist(), (0.5 + torch.rand(8)).tolist()
-    base = AutoencoderKL(**config, scaling_factor=1.0, latents_mean=mean, latents_std=std).eval()
-    upgraded = davae.AutoencoderDA.from_base(base, scale=2, detail_channels=24).eval()
-    upgraded.calibrate(torch.randn(24), 0.5 + torch.rand(24))
-    upgraded.save_pretrained(tmp_path)
-    upgraded = davae.AutoencoderDA.from_pretrained(tmp_path).eval()
-    before, after = scaling_of(base), scaling_of(upgraded)
-    assert (before.shift, before.scale) == (after.shift[:8], after.scale[:8])
-    assert (before.shift, before.scale) == (tuple(mean), tuple(1 / value for value in std))
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    small = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="bicubic", align_corners=False)
-    seen = before.normalise(base.encode(small).latent_dist.mode())
-    assert_close(after.normalise(upgraded.encode(images).latent_dist.mode())[:, :8], seen, 1e-6)
 
 
 def without_numbers(keys: Iterable[str]) -> set[str]:

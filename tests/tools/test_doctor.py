@@ -1,5 +1,6 @@
 """The doctor on tiny real pairs: what it proves, what it refuses, and that it changes nothing."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -295,10 +296,25 @@ def test_a_text_pair_without_captions_fails(
     assert {finding.level for finding in data} == {"ok", "failed"}
 
 
+@pytest.fixture(scope="module")
+def sd35(tmp_path_factory: pytest.TempPathFactory) -> Examination:
+    """The recipe of SD3.5 with the costs of its stages, which no device changes."""
+    recipe = load_recipe(SD35, ["data.kind=solids"])
+    examination = Examination(Run(recipe, tmp_path_factory.mktemp("sd35")))
+    assert examination.stage_costs
+    return examination
+
+
+def on(examination: Examination, gpu: str) -> Examination:
+    """The same for another device."""
+    other = copy.copy(examination)
+    other.gpu = gpu
+    return other
+
+
 @pytest.mark.slow
-def test_sd35_is_counted_without_its_weights(tmp_path: Path) -> None:
-    recipe = load_recipe(SD35, ["data.kind=solids", "pair=stabilityai/stable-diffusion-3.5-medium"])
-    examination = Examination(Run(recipe, tmp_path / "runs"), gpu="H100")
+def test_sd35_is_counted_without_its_weights(sd35: Examination) -> None:
+    examination = on(sd35, "H100")
     wanted = {check.name: check for check in CHECKS}
     assert wanted["tokens"].look(examination)[0].values == {"base": 1024, "upgraded": 1024, "native": 4096}
     (cost,) = (f.values for f in wanted["cost"].look(examination) if f.values.get("stage") == "finetune")
@@ -309,9 +325,8 @@ def test_sd35_is_counted_without_its_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_how_to_of_sd35_names_a_gpu_that_is_enough(tmp_path: Path) -> None:
-    recipe = load_recipe(SD35, ["data.kind=solids"])
-    examination = Examination(Run(recipe, tmp_path / "runs"), gpu="RTX 4090")
+def test_the_how_to_of_sd35_names_a_gpu_that_is_enough(sd35: Examination) -> None:
+    examination = on(sd35, "RTX 4090")
     memory = {check.name: check for check in CHECKS}["memory"].look(examination)
     assert [str(finding) for finding in memory if finding.level == "failed"] == []
     by_stage = {finding.values["stage"]: finding.values for finding in memory if finding.values}
