@@ -1,6 +1,7 @@
 """An exported pipeline: complete, stock, the same images in another process, and nothing about this machine."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from davae.backbones.finetuned import load_finetuned
 from davae.backbones.lora import prepare_lora
 from davae.backbones.settings import LoraSettings
 from davae.core.files import folder_hash
+from davae.core.lock import LockedError, locked
 from davae.evaluate.results import Measurement, Results
 from davae.recipe import parse_recipe
 from davae.run.run import Run
@@ -154,6 +156,16 @@ def test_a_taken_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     export(upgraded(), target, origin(tmp_path), overwrite=True)
     assert not (target / "old.txt").exists()
     assert (target / "model_index.json").exists()
+
+
+def test_a_folder_is_exported_to_by_one_command(tmp_path: Path) -> None:
+    left = tmp_path / f".out.{platform.node().replace('.', '-')}.999999999.tmp"
+    left.mkdir()
+    with locked(tmp_path / ".out.lock", "x"), pytest.raises(LockedError, match=f"Folder {tmp_path / 'out'} is being"):
+        export(upgraded(), tmp_path / "out", origin(tmp_path))
+    assert not (tmp_path / "out").exists()
+    export(upgraded(), tmp_path / "out", origin(tmp_path))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_is_not_upgraded_is_refused(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class FoundationFeatures(nn.Module):
             config, _ = transformers.PreTrainedConfig.get_config_dict(model)
             family = _family_of(config.get("model_type"))
             network, report = getattr(transformers, family.class_name).from_pretrained(
-                model, dtype=torch.float32, output_loading_info=True
+                model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
         except OSError as error:
             reason = str(error).splitlines()[0]

@@ -10,7 +10,8 @@ from typing import Any
 
 from davae.backbones.public import public_model
 from davae.backbones.registry import backbone_of
-from davae.core.files import folder_hash
+from davae.core.files import folder_hash, sweep
+from davae.core.lock import locked
 from davae.core.names import DtypeName
 from davae.core.precision import DTYPES, dtype_name
 from davae.evaluate.results import Results
@@ -111,6 +112,7 @@ def export(pipeline: Any, target: Path, origin: Origin, overwrite: bool = False)
         overwrite: whether a pipeline that lies there may be replaced.
 
     Raises:
+        LockedError: another command exports there.
         ValueError: the target is taken, or the licence is unknown.
     """
     _expect_free(target, overwrite)
@@ -121,7 +123,13 @@ def export(pipeline: Any, target: Path, origin: Origin, overwrite: bool = False)
         )
     recipe = _published(origin.recipe)
     facts = _facts(pipeline, origin, recipe)
-    with saving(target.absolute(), pipeline.vae, pipeline.transformer) as folder:
+    target = target.absolute()
+    with (
+        locked(target.with_name(f".{target.name}.lock"), f"Folder {target}"),
+        saving(target, pipeline.vae, pipeline.transformer) as folder,
+    ):
+        _expect_free(target, overwrite)  # another export may have come first
+        sweep(target.parent)
         pipeline.save_pretrained(folder, safe_serialization=True)
         _forget_paths(folder)
         write_provenance(folder, recipe, origin.stats, ("tokenizer", "finetune", "realism"))

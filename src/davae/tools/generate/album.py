@@ -157,7 +157,8 @@ def _of_earlier_version(folder: Path, stored: Mapping[str, Any], job: Job, devic
     changed = sorted(key for key in {*stored, *now} - {*places} if stored.get(key) != now.get(key))
     for name, source in (("source", job.source), ("baseline", job.baseline)):
         before = stored.get(name)
-        if (source is None) != (before is None) or (source is not None and not source.was(before)):
+        same = before is None if source is None else isinstance(before, Mapping) and source.was(before)
+        if not same:
             changed.append(name)
     if changed:
         raise ValueError(
