@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoencoderKL,
     AutoPipelineForImage2Image,
@@ -23,9 +24,10 @@ from backbones.families import PIPELINES
 from backbones.transformers import flux_transformer, sd3_transformer
 from conftest import assert_close
 from models.families import sd3
-from tiny_text import tiny_text_pipeline
+from tiny_text import MAX_LENGTH, tiny_text_pipeline
 
 SD3, FLUX = PIPELINES["sd3"], PIPELINES["flux"]
+CPU = torch.device("cpu")
 
 
 def upgraded(pipe: Any, **settings: Any) -> Any:
@@ -231,3 +233,47 @@ def test_a_pipeline_made_from_an_upgraded_one_is_given_its_autoencoder() -> None
     pipe.set_progress_bar_config(disable=True)
     assert pipe.vae is after.vae
     assert SD3.draw(pipe, image=torch.rand(1, 3, 64, 64), strength=0.5).shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pipe: pipe.to(torch.bfloat16),
+        lambda pipe: pipe.vae.enable_tiling(),
+        lambda pipe: pipe.vae.enable_slicing(),
+        lambda pipe: pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32),
+        lambda pipe: pipe.vae.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32),
+        lambda pipe: pipe.transformer.enable_group_offload(CPU, CPU, offload_type="leaf_level"),
+        lambda pipe: cpu_offload(pipe.transformer, CPU),
+        lambda pipe: cpu_offload(pipe.vae, CPU),
+    ],
+    ids=["dtype", "tiling", "slicing", "fp8", "fp8 autoencoder", "groups", "offload", "offload autoencoder"],
+)
+def test_what_is_done_after_the_upgrade_draws(change: Any) -> None:
+    after = upgraded(tiny_text_pipeline())
+    want = draw(after)
+    change(after)
+    images = draw(after)
+    assert images.shape == (1, 32, 32, 3)
+    assert np.abs(images - want).mean() < 0.1
+    pipe = StableDiffusion3Img2ImgPipeline(**after.components)
+    pipe.set_progress_bar_config(disable=True)
+    assert draw(pipe, image=torch.rand(1, 3, 32, 32), strength=1.0).shape == (1, 32, 32, 3)
+
+
+def draw(pipe: Any, **settings: Any) -> Any:
+    """From a prompt, with the pipeline's own text encoders."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {} if "image" in settings else {"height": 32, "width": 32}
+    settings |= {"num_inference_steps": 2, "max_sequence_length": MAX_LENGTH, "output_type": "np"}
+    return pipe("a matte red cube", generator=generator, **sizes, **settings).images
+
+
+def test_an_upgraded_pipeline_is_saved_and_loaded(tmp_path: Path) -> None:
+    after = upgraded(SD3.make())
+    after.save_pretrained(tmp_path)
+    absent = dict.fromkeys(name for name, part in after.components.items() if part is None)
+    loaded = type(after).from_pretrained(tmp_path, **absent)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.vae, davae.AutoencoderDA)
+    assert_close(torch.from_numpy(SD3.draw(loaded)), torch.from_numpy(SD3.draw(after)), 1e-5)
