@@ -68,7 +68,7 @@ def test_targets_are_layers_and_never_the_head() -> None:
     assert "proj_out" not in adapted
     with pytest.raises(ValueError, match="target 'to_x' is the end of no layer's path in the FluxTransformer2DModel"):
         prepare_lora(widened("flux"), LoraSettings(rank=2, targets=("to_q", "to_x")), seed=0)
-    with pytest.raises(ValueError, match="rank must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="rank must be a whole number, at least 1; got 0"):
         LoraSettings(rank=0)
 
 

@@ -109,6 +109,7 @@ def test_a_run_leaves_all_its_parts(finished: Path) -> None:
         "pytorch_lora_weights.safetensors",
         "widened_heads.safetensors",
         "scheduler",
+        "checksums.json",
     }
     for grid in ("previews/finetune-00000002.png", "samples/grid.png"):
         with Image.open(folder / grid) as image:

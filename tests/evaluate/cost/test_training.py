@@ -17,6 +17,7 @@ from davae.backbones.lora import prepare_lora
 from davae.backbones.public import PUBLIC
 from davae.backbones.registry import backbone_of
 from davae.backbones.settings import LoraSettings
+from davae.backbones.widening import widen_with_report
 from davae.core.layout import LatentLayout
 from davae.core.names import Precision
 from davae.evaluate.cost.cuda_autocast import cast_as_cuda
@@ -161,7 +162,7 @@ def test_lora_adds_its_layers_and_spares_frozen_weights() -> None:
 
 
 def test_trained_parameters_of_sd35_medium_are_the_papers() -> None:
-    model = davae.widen(PUBLIC["SD3.5-Medium"].build(), 16)
+    model, _ = widen_with_report(PUBLIC["SD3.5-Medium"].build(), 16)
     prepare_lora(model, LoraSettings(rank=256), 0)
     counted = count_parameters(model)
     assert round(counted.adapters / 1e6, 1) == 245.0
