@@ -113,7 +113,7 @@ def encode_prompts(
         )
         if part.is_main:
             size = len(texts) * sum(tensor.nbytes for tensor in row.values())
-            observer.say(f"{len(texts)} different prompts take {size / 2**30:.3g} GiB in {folder}.")
+            observer.say(f"{len(texts)} different prompts take {size / 1e6:,.1f} MB in {folder}.")
         total, before = part.progress(shard_ranges(len(texts), config.shard_size))
         observer.begin("prompts", total)
         shard = partial(_shard, encode, texts, config.batch_size, before, observer)
