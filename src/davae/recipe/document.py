@@ -1,4 +1,4 @@
-"""A recipe as YAML: read, changed, validated, written. This is the only file that imports pydantic."""
+"""A recipe as YAML: read, changed, validated, written. Of the recipe, no other file imports pydantic."""
 
 import copy
 import difflib
