@@ -10,6 +10,7 @@ Time and memory do not depend on what the weights are.
 
     DiT step    the transformer's fastest call, for the batch (twice it where guidance takes a second prediction)
     decode      the autoencoder, for the batch; images above 1024 px one by one
+    2nd stage   what enlarges the 512 px images of Table S2's cascades, for the batch: bilinear, or --upscale SPEC
     text        the text encoders for prompts and negative prompts, with --text-encoders; else left out
     image       seconds an image: the whole call of the pipeline with all its steps ("run"), or, where --steps asks
                 for fewer, the fastest step times the row's steps plus decode ("sum"); plus text
@@ -33,15 +34,30 @@ from typing import Any
 import accelerate
 import diffusers
 import torch
+import torch.nn.functional as F
 import transformers
 from geometries import ROWS, Row
 from random_weights import call_arguments, random_encoder, random_pipeline, tokens
 
+from davae.core.pixels import unit_to_uint8
 from davae.evaluate.hardware import hardware
 from davae.evaluate.speed import peak_memory
+from davae.sampling.upscaling import open_upscaler
 
 DTYPE = torch.bfloat16
-COLUMNS = ("model", "parameters", "tokens", "DiT step", "decode", "text", "image", "images/s", "ratio", "memory")
+COLUMNS = (
+    "model",
+    "parameters",
+    "tokens",
+    "DiT step",
+    "decode",
+    "2nd stage",
+    "text",
+    "image",
+    "images/s",
+    "ratio",
+    "memory",
+)
 COLUMNS += ("paper, A100",)
 LARGE = 1024
 """Images with a longer side are decoded one by one."""
@@ -96,6 +112,19 @@ def stopwatch(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def second_stage(row: Row, spec: str | None, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images [N, 3, h, w] in [0, 1] at the size of the row's cascade: by the SPEC, else bilinear on the device."""
+    if spec is None:
+        return lambda images: F.interpolate(images, scale_factor=row.enlarged, mode="bilinear")
+    upscaler = open_upscaler(spec, device, DTYPE if device.type == "cuda" else torch.float32)
+
+    def enlarged(images: torch.Tensor) -> torch.Tensor:
+        size = (images.shape[-2] * row.enlarged, images.shape[-1] * row.enlarged)
+        return upscaler(unit_to_uint8(images), size)
+
+    return enlarged
+
+
 @torch.no_grad()
 def text_seconds(row: Row, batch: int, guided: bool, device: torch.device) -> float:
     """The row's text encoders, one after the other, for a batch of prompts (and negative prompts)."""
@@ -126,9 +155,11 @@ def measure(row: Row, arguments: argparse.Namespace, device: torch.device) -> di
         pipe.vae.decoder.forward = torch.compile(pipe.vae.decoder.forward)
     call = call_arguments(row, batch, guided, device, DTYPE)
 
+    enlarge = second_stage(row, arguments.upscale, device) if row.enlarged > 1 else None
+
     def draw(steps: int) -> Any:
         images = pipe(num_inference_steps=steps, **call).images
-        return torch.nn.functional.interpolate(images, scale_factor=row.enlarged, mode="bilinear")
+        return images if enlarge is None else enlarge(images)
 
     if arguments.warmup:
         draw(arguments.warmup)
@@ -137,11 +168,13 @@ def measure(row: Row, arguments: argparse.Namespace, device: torch.device) -> di
     clock = Clock(device)
     pipe.transformer.forward = clock.timed("step", pipe.transformer.forward)
     pipe.vae.decode = clock.timed("decode", pipe.vae.decode)
+    enlarge = None if enlarge is None else clock.timed("second stage", enlarge)
     steps = arguments.steps or row.steps
     whole = stopwatch(lambda: draw(steps), device)
     step, decode = min(clock.seconds("step")), sum(clock.seconds("decode"))
+    second = None if enlarge is None else sum(clock.seconds("second stage"))
     if steps != row.steps:
-        whole = row.steps * step + decode
+        whole = row.steps * step + decode + (second or 0.0)
     whole += text or 0.0
     processor = clock.processor_seconds("step")
     return {
@@ -153,6 +186,8 @@ def measure(row: Row, arguments: argparse.Namespace, device: torch.device) -> di
         "step_seconds": step,
         "step_processor_seconds": None if processor is None else min(processor),
         "decode_seconds": decode,
+        "second_stage": None if enlarge is None else arguments.upscale or "bilinear",
+        "second_stage_seconds": second,
         "text_seconds": text,
         "image_seconds": whole / batch,
         "images_per_second": batch / whole,
@@ -184,6 +219,7 @@ def in_own_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--row", name, "--batch", str(arguments.batch)]
     command += ["--warmup", str(arguments.warmup)]
     command += ["--steps", str(arguments.steps)] if arguments.steps else []
+    command += ["--upscale", arguments.upscale] if arguments.upscale else []
     for switch in ("no_guidance", "text_encoders", "compile", "channels_last", "tiny"):
         command += [f"--{switch.replace('_', '-')}"] if getattr(arguments, switch) else []
     try:
@@ -213,12 +249,14 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {result['title']} | {result['failed']} |" + " |" * (len(COLUMNS) - 2))
             continue
         text, ratio, paper = result["text_seconds"], result.get("image_ratio"), result["paper_images_per_second"]
+        second = result["second_stage_seconds"]
         cells = [
             result["title"],
             f"{result['parameters'] / 1e9:.2f} B",
             f"{result['tokens']}x{result['tokens']}",
             f"{result['step_seconds']:.3f} s",
             f"{result['decode_seconds']:.3f} s",
+            "" if second is None else f"{second:.3f} s",
             "" if text is None else f"{text:.3f} s",
             f"{result['image_seconds']:.2f} s ({result['steps']} steps, {result['image']})",
             f"{result['images_per_second']:.3g}",
@@ -294,6 +332,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="steps before the clock starts; 2 on a GPU or with --compile")
     parser.add_argument("--no-guidance", action="store_true", help="one prediction a step")
     parser.add_argument("--text-encoders", action="store_true", help="time text encoders with random weights too")
+    parser.add_argument("--upscale", metavar="SPEC", help="what enlarges 512 px images, as `davae upscale --with`")
     parser.add_argument("--compile", action="store_true", help="torch.compile the transformer and the decoder")
     parser.add_argument("--channels-last", action="store_true", help="the autoencoder's weights in this layout")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a row is given up")

@@ -93,6 +93,39 @@ def test_a_stock_pipeline_draws_with_random_weights(benchmark: Import, name: str
     assert result["decode_seconds"] > 0
 
 
+def test_a_cascade_counts_its_second_stage(benchmark: Import) -> None:
+    throughput, row = benchmark("throughput"), benchmark("geometries").ROWS["sd35m-512-enlarged"].tiny()
+    given = ["--steps", "1", "--batch", "2", "--warmup", "0", "--tiny"]
+    for spec, name in ((["--upscale", "lanczos"], "lanczos"), ([], "bilinear")):
+        result = throughput.measure(row, throughput.parse([*given, *spec]), torch.device("cpu"))
+        assert result["second_stage"] == name
+        parts = 30 * result["step_seconds"] + result["decode_seconds"] + result["second_stage_seconds"]
+        assert result["image_seconds"] == pytest.approx(parts / 2)
+    assert "| 2nd stage |" in throughput.table({"row": result})
+    assert throughput_row(benchmark, "sd35m-1k-upgraded")["second_stage_seconds"] is None
+
+
+def test_upscalers_are_compared_on_photographs_and_behind_the_pair(
+    benchmark: Import, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, image in enumerate(SolidsSource(2).images(range(2), 32)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).crop((0, 0, 31, 32)).save(tmp_path / f"{index}.png")
+    upscaling = benchmark("upscaling")
+    out = tmp_path / "rows.json"
+    assert upscaling.main(["--photographs", str(tmp_path), "--pair", "--count", "2", "--out", str(out)]) == 0
+    results = json.loads(out.read_text())
+    names = ["bilinear", "bicubic", "catmull-rom", "lanczos"]
+    assert [row["upscaler"] for row in results["photographs"]] == names
+    assert all(row["PSNR"] > 10 and 0 < row["SSIM"] <= 1 for row in results["photographs"])
+    assert [row["upscaler"] for row in results["pair"]] == names
+    for row in results["pair"]:
+        assert row["128 px level"] > 0
+        assert row["cascade"] > row["second stage"] > 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("| bicubic |")]) == 2
+    with pytest.raises(SystemExit):
+        upscaling.parse([])
+
+
 def test_an_unknown_row_is_refused(benchmark: Import) -> None:
     with pytest.raises(SystemExit, match="No row begins with 'sd4'; allowed: sd35m-1k"):
         benchmark("throughput").parse(["--rows", "sd35m,sd4"])

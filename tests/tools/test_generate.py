@@ -30,6 +30,8 @@ from davae.sampling.engine import Engine
 from davae.sampling.sampler import preview
 from davae.sampling.settings import SamplerSettings
 from davae.sampling.text_sampler import TextSampler, TypedPrompts
+from davae.sampling.upscaling import open_upscaler
+from davae.sampling.upscaling.network import NetworkUpscaler
 from davae.tools.generate.generate import generate
 from davae.tools.generate.settings import Generation
 from davae.tools.generate.text_source import SavedPipeline
@@ -398,6 +400,24 @@ def test_preview_and_baseline_stand_beside_the_image(pair: Path, base: Path, tmp
     assert abs(pixels(out / "000001-preview.png") - as_pixels(shown[1])).max() <= 1
     with Image.open(out / "grid.png") as grid:
         assert grid.height > 3 * 32  # a row each
+
+
+def test_the_baseline_is_enlarged_by_what_is_asked_for(pair: Path, base: Path, tmp_path: Path) -> None:
+    settings, out, sources = Generation(**QUICK), tmp_path / "out", (SavedPipeline(pair), SavedPipeline(base))
+    lanczos = open_upscaler("lanczos")
+    generate(sources[0], PROMPTS[:2], out, settings, baseline=sources[1], upscaler=lanczos)
+    sampler = sampler_of(tiny_text_pipeline(), 16)
+    small = sampler.images(sampler.latents([0, 1]))
+    assert abs(pixels(out / "000001-baseline.png") - as_pixels(lanczos(small, (32, 32))[1])).max() <= 1
+    assert json.loads((out / "000001.json").read_text())["settings"]["upscaler"]["upscaler"] == "lanczos"
+    generate(sources[0], PROMPTS[:1], out, settings, baseline=sources[1])
+    assert "upscaler" not in json.loads((out / "000002.json").read_text())["settings"]  # another image, beside it
+    with pytest.raises(ValueError, match="there is no baseline. Add --baseline"):
+        generate(sources[0], PROMPTS[:2], tmp_path / "other", settings, upscaler=lanczos)
+    too_small = NetworkUpscaler("x1", torch.nn.Identity(), 1, {})
+    with pytest.raises(ValueError, match="cannot be enlarged: 16x16 is too small: x1 makes 16x16"):
+        generate(sources[0], PROMPTS[:2], tmp_path / "other", settings, baseline=sources[1], upscaler=too_small)
+    assert not (tmp_path / "other").exists()
 
 
 def test_baseline_in_shards_is_not_a_second_image(pair: Path, base: Path, tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from davae import __version__
-from davae.cli import analyze, convert, doctor, export, generate, keys, recipe
+from davae.cli import analyze, convert, doctor, export, generate, keys, recipe, tables, upscale
 from davae.cli.grammar import Parser, Verb
 
 STAGE_VERBS = recipe.STAGE_VERBS
 TOOLS: dict[str, Verb] = {
     "keys": keys.VERB,
+    "tables": tables.VERB,
     "doctor": doctor.VERB,
     "generate": generate.VERB,
+    "upscale": upscale.VERB,
     "export": export.VERB,
     "analyze": analyze.VERB,
     "convert": convert.VERB,

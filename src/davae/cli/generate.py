@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from davae.cli.grammar import Verb, path, path_or_name
 from davae.cli.quiet import quieten
 from davae.cli.recipe import add_common, load
+from davae.cli.upscale import SPEC_HELP
 
 if TYPE_CHECKING:
     from davae.recipe import Recipe
@@ -56,6 +57,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="PIPELINE",
         help="also the pretrained pipeline's images, enlarged (default: the one that the run upgraded)",
     )
+    what.add_argument(
+        "--upscale", metavar="SPEC", help=f"how the baseline is enlarged: {SPEC_HELP} (default: bicubic)"
+    )
     kept = parser.add_argument_group("how they are kept")
     kept.add_argument("--shards", action=argparse.BooleanOptionalAction, help="tar shards (default: with --prompts)")
     kept.add_argument("--shard-size", type=int, default=256, help="images a shard (default: 256)")
@@ -76,6 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from davae.cli.terminal import watch
     from davae.data.prompt_list import read_prompts
     from davae.sampling.engine import Engine
+    from davae.sampling.upscaling import open_upscaler
     from davae.tools.generate.generate import generate
     from davae.tools.generate.settings import Generation
 
@@ -107,9 +112,12 @@ def _run(options: argparse.Namespace) -> int:
         step_cache=options.step_cache,
     )
     prompts = read_prompts(options.prompts) if options.prompts else options.prompt
+    upscaler = open_upscaler(options.upscale) if options.upscale else None
     with watch() as progress:
         source, baseline = _sources(options, given)
-        out = generate(source, prompts, options.out, settings, engine, baseline=baseline, observer=progress)
+        out = generate(
+            source, prompts, options.out, settings, engine, baseline=baseline, upscaler=upscaler, observer=progress
+        )
         progress.say(f"images: {out.resolve()}")
     return 0
 
@@ -149,6 +157,7 @@ VERB = Verb(
     {
         "generate 'a red fox in fresh snow' --from runs/sd35m-1k --out fox --count 4": "four images of one prompt",
         "generate 'a lighthouse' --from runs/sd35m-1k --out l --baseline": "beside the pretrained pair's, enlarged",
+        "generate 'a pier' --from runs/sd35m-1k --out p --baseline --upscale esrgan:x4plus.pth": "by Real-ESRGAN",
         "generate --prompts prompts.txt --from sd35m-1024 --out drawn": "a captioned data set in tar shards",
     },
 )

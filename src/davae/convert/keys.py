@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 Arguments = dict[str, Any]
 """Of a model's constructor, as its config.json holds them."""
-Model = TypeVar("Model", bound=ModelMixin)
+Model = TypeVar("Model", bound=nn.Module)
 
 HOLDERS = (
     *("model", "net", "network", "vae", "autoencoder", "first_stage_model", "transformer", "diffusion_model"),
@@ -99,7 +98,7 @@ def fit(
 
     Args:
         kind: layout of the source, for the report.
-        model: a diffusers model whose tensors are on the meta device.
+        model: a network whose tensors are on the meta device.
         state: the source.
         names: source key -> the model's key, for every key of the source that is not dropped.
         dropped: source key -> reason.

@@ -213,6 +213,7 @@ def _settled(value: Any, hint: Any, place: Callable[[Place, str], str]) -> Any:
         return _settled_items(value, get_args(kind), place)
     if get_origin(kind) is dict:
         return _settled_mapping(value, get_args(kind)[1], place)
+    kind = get_origin(kind) or kind  # of other generics the items are not looked at
     if not isinstance(value, kind):
         noun = {str: "text", bool: "true or false"}.get(kind, kind.__name__)
         raise ValueError(f"must be {noun}; got {shown(value)}")

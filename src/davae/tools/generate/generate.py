@@ -20,6 +20,7 @@ from davae.sampling.engine import Engine
 from davae.sampling.image_formats import GeneratedImage
 from davae.sampling.stock_text import check_prompts
 from davae.sampling.store import ImageStore
+from davae.sampling.upscaling import Upscaler
 from davae.tools.generate.album import Album, Series, open_album
 from davae.tools.generate.job import Job
 from davae.tools.generate.job_sampler import JobSampler
@@ -40,6 +41,7 @@ def generate(
     engine: Engine | None = None,
     *,
     baseline: TextSource | None = None,
+    upscaler: Upscaler | None = None,
     observer: Observer | None = None,
 ) -> Path:
     """Draw `count` images a prompt into a folder. Run again, it draws what is missing; other images are added.
@@ -54,7 +56,8 @@ def generate(
         settings: what is drawn and how it is kept.
         engine: how the pipeline runs.
         baseline: the pretrained pipeline that was upgraded: it draws every image from the same seed at its own,
-            smaller size, and bicubic enlargement brings it to the size of the upgraded one, to stand beside it.
+            smaller size, and is enlarged to the size of the upgraded one, to stand beside it.
+        upscaler: what enlarges it; None does so bicubically, before the image is rounded to 8 bits.
         observer: who watches.
 
     Returns:
@@ -62,7 +65,7 @@ def generate(
 
     Raises:
         LockedError: another command draws into the folder.
-        ValueError: prompts, size, settings, baseline or folder cannot be used; nothing was loaded then.
+        ValueError: prompts, size, settings, baseline, upscaler or folder cannot be used; no pipeline was loaded then.
     """
     settings, engine = settings or Generation(), engine or Engine()
     # Without a GPU, accelerate joins processes only if it is told so. One may finish a shard long before another.
@@ -70,7 +73,7 @@ def generate(
     observer = (observer or Silent()) if state.is_main_process else Silent()
     check_prompts(prompts)
     engine.require(state.device)
-    job = Job(source, baseline, list(prompts), settings, engine)
+    job = Job(source, baseline, list(prompts), settings, engine, upscaler)
     with only_writer(out, f"Folder {out}", state.is_main_process):
         album, asked = open_album(out, job, state.device).with_job(job, state.device)
         state.wait_for_everyone()  # all have read what the main process replaces now

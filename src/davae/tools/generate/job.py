@@ -8,6 +8,7 @@ import torch
 from davae.sampling.engine import Engine
 from davae.sampling.image_formats import IMAGE
 from davae.sampling.stock_text import require_drawable
+from davae.sampling.upscaling import Upscaler, refusal
 from davae.tools.generate.settings import Generation
 from davae.tools.generate.text_source import TextSource
 
@@ -25,9 +26,10 @@ class Job:
         prompts: what is drawn.
         settings: how it is drawn and kept.
         engine: how the pipelines run.
+        upscaler: what enlarges the baseline's images; None enlarges them bicubically, before they are rounded.
 
     Raises:
-        ValueError: size, guidance, preview or baseline cannot be had from these pipelines.
+        ValueError: size, guidance, preview, baseline or upscaler cannot be had from these pipelines.
     """
 
     source: TextSource
@@ -35,6 +37,7 @@ class Job:
     prompts: list[str]
     settings: Generation
     engine: Engine
+    upscaler: Upscaler | None = None
     size: tuple[int, int] = field(init=False)
     """Height and width of the images."""
 
@@ -50,6 +53,8 @@ class Job:
             raise ValueError("A preview shows the base channels of an upgraded pipeline; this one is not upgraded.")
         if self.baseline is not None:
             self._check_baseline(self.baseline)
+        if self.upscaler is not None:
+            self._check_upscaler(self.upscaler)
 
     @property
     def captions(self) -> list[str]:
@@ -84,7 +89,11 @@ class Job:
             "quantize": self.engine.quantize,
             "step_cache": self.engine.step_cache,
         }
-        return facts if self.baseline is None else {**facts, "baseline": self.baseline.path}
+        if self.baseline is not None:
+            facts["baseline"] = self.baseline.path
+        if self.upscaler is not None:
+            facts["upscaler"] = dict(self.upscaler.identity)
+        return facts
 
     def content(self, device: torch.device) -> dict[str, Any]:
         """All that images depend on beside prompt and seed, wherever the weights lie; and what is kept of each."""
@@ -102,3 +111,9 @@ class Job:
                 f"channels; got a {baseline.pipeline_name} of {layout.channels}."
             )
         baseline.grid.latent_size(*self.base_size)
+
+    def _check_upscaler(self, upscaler: Upscaler) -> None:
+        if self.baseline is None:
+            raise ValueError("An upscaler enlarges the baseline's images; there is no baseline. Add --baseline.")
+        if reason := refusal(upscaler, self.base_size, self.size):
+            raise ValueError(f"The baseline's images cannot be enlarged: {reason}. Take another upscaler.")

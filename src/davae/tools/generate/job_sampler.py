@@ -66,8 +66,15 @@ class JobSampler:
         if self._job.settings.preview:
             kinds[PREVIEW] = preview(self._pipeline, latents)
         if self._baseline is not None:
-            kinds[BASELINE] = self._baseline.images(self._baseline.latents(indices), self._job.size)
+            kinds[BASELINE] = self._enlarged(self._baseline, self._baseline.latents(indices))
         return kinds
+
+    def _enlarged(self, baseline: TextSampler, latents: Tensor) -> Tensor:
+        """The baseline's images at the size of the job."""
+        upscaler, size = self._job.upscaler, self._job.size
+        if upscaler is None:
+            return baseline.images(latents, size)
+        return upscaler(baseline.images(latents), size)
 
     def _load_baseline(self, source: TextSource, device: torch.device) -> TextSampler:
         # Encoded prompts serve both; where the family takes plain text, the baseline's own encoders do.
