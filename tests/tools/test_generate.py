@@ -21,8 +21,11 @@ from davae.core import checked
 from davae.core.lock import LockedError
 from davae.core.observer import Silent
 from davae.core.pixels import enlarge, signed_to_unit, unit_to_uint8
+from davae.data.captioned_images import captioned_images
+from davae.data.prompt_list import read_prompts
 from davae.data.shard_writer import ShardWriter
 from davae.data.shards import ShardSource
+from davae.evaluate.geneval.images import find_images
 from davae.models.adapter import adapt
 from davae.run.writer import only_writer
 from davae.sampling import stock_text
@@ -110,6 +113,22 @@ def png(value: int) -> bytes:
 
 def never(*_: Any, **__: Any) -> None:
     raise AssertionError("nothing is missing, so nothing is loaded")
+
+
+def test_what_is_drawn_is_judged_by_its_prompts(pair: Path, base: Path, tmp_path: Path) -> None:
+    metadata, out = tmp_path / "evaluation_metadata.jsonl", tmp_path / "out"
+    asked = [
+        {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": prompt}
+        for prompt in PROMPTS[:2]
+    ]
+    metadata.write_text("".join(f"{json.dumps(entry)}\n" for entry in asked))
+    settings = Generation(**QUICK, count=2)
+    generate(SavedPipeline(pair), read_prompts(metadata), out, settings, baseline=SavedPipeline(base))
+    for kind, end in (("", ".png"), ("baseline", "-baseline.png")):
+        want = [(f"{index:06d}{end}", PROMPTS[index // 2]) for index in range(4)]
+        assert [(image.name, image.prompt.text) for image in find_images(out, metadata, kind)] == want
+        for prompts in (metadata, None):
+            assert [(image.name, image.caption) for image in captioned_images(out, prompts, kind)] == want
 
 
 def test_files_with_facts_and_a_grid(pair: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from davae.cli import prompted
 from davae.cli.grammar import Verb, path, path_or_name
 from davae.cli.quiet import quieten
 
@@ -99,6 +100,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--images", type=path, metavar="FOLDER", help="images, whole unless --size is given")
     table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
     table.add_argument("--out", type=path, metavar="FOLDER", help="where results.json and report.html go")
+    prompted.add_arguments(parser)
     _add_stages(parser)
 
 
@@ -111,6 +113,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if prompted.is_asked(options):
+        return prompted.run(options)
     if options.recipe and not (options.autoencoders or options.images):
         return _run(options)
     if options.recipe or not (options.autoencoders and options.images):
@@ -168,7 +172,11 @@ _RUN_EXAMPLES = {
 }
 _EVALUATE_EXAMPLES = {
     "evaluate runs/sd35m-1k": "measure a run that is there once more",
+    "evaluate --geneval FOLDER --detector mask2former --clip clip --out judged": "GenEval, with the images that failed",
+    "evaluate --images FOLDER --prompts prompts.txt --clip clip": "CLIP score",
     "evaluate --autoencoders vae runs/x/tokenizer --images PHOTOS --out table": "autoencoders side by side",
+    "evaluate --geneval DRAWN --prompts evaluation_metadata.jsonl --out judged": "GenEval, and a page of what failed",
+    "evaluate --images DRAWN --prompts prompts.txt": "CLIP score",
 }
 
 

@@ -5,6 +5,7 @@ import json
 from typing import TypeVar
 
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from davae.core.files import DIGEST_SIZE
 
@@ -27,3 +28,12 @@ def nameless(model: Model) -> Model:
     """The model without the path it was loaded from: what is saved must not depend on where a part of it lay."""
     model.register_to_config(_name_or_path="")
     return model
+
+
+def state_hash(model: nn.Module) -> str:
+    """Hash of any network's weights, the same on every device and for every way of storing them."""
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -49,7 +49,7 @@ def definitions(items: Mapping[str, str]) -> str:
     return f"<dl>{''.join(f'<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>' for k, v in items.items())}</dl>"
 
 
-def embedded_image(data: bytes, title: str, source: str, dark: bytes | None = None) -> str:
+def embedded_image(data: bytes, title: str, source: str, dark: bytes | None = None, enlarge_tiny: bool = True) -> str:
     """An image inside the page.
 
     Args:
@@ -57,6 +57,7 @@ def embedded_image(data: bytes, title: str, source: str, dark: bytes | None = No
         title: what a reader who cannot see it is told.
         source: where it comes from, for the error.
         dark: the same for a dark page, in the same format.
+        enlarge_tiny: show a narrow image enlarged until its pixels can be seen.
 
     Raises:
         ValueError: the format is another.
@@ -65,7 +66,7 @@ def embedded_image(data: bytes, title: str, source: str, dark: bytes | None = No
         kind, (width, height) = image.format, image.size
     if kind not in _FORMATS:
         raise ValueError(f"A page shows {', '.join(_FORMATS)} images; got {kind} in {source}. Save it as PNG.")
-    factor = max(1, 560 // width) if width < _TINY else 1
+    factor = max(1, 560 // width) if width < _TINY and enlarge_tiny else 1
     name = "tiny" if factor > 1 else "wide" if width > _WIDE else ""
     tag = (
         f'<img class="{name}" alt="{escaped(title)}" width="{width * factor}" height="{height * factor}" '

@@ -48,12 +48,13 @@ class _About:
     stages: dict[str, _Spent] = field(default_factory=dict)
 
 
-def write_report(run_dir: Path, reference: Path | None = None) -> Path:
+def write_report(run_dir: Path, reference: Path | None = None, sections: Sequence[str] = ()) -> Path:
     """Write report.html into a run directory from results.json and, where present, the files beside it.
 
     Args:
         run_dir: holds results.json; stats.jsonl, run.json and recipe.yaml are shown where they exist.
         reference: a second results.json, its numbers shown beside this run's as "long run".
+        sections: of the page beside its own, as markup; they stand after the figures.
 
     Returns:
         The path of the page.
@@ -70,6 +71,7 @@ def write_report(run_dir: Path, reference: Path | None = None) -> Path:
         _claims(results.claims),
         measurement_tables(sets),
         _figures(results.figures, run_dir),
+        *sections,
         _curves(run_dir / "stats.jsonl"),
         _recipe(run_dir / "recipe.yaml"),
         _footer(run),
