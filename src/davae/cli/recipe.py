@@ -172,7 +172,7 @@ _RUN_EXAMPLES = {
 }
 _EVALUATE_EXAMPLES = {
     "evaluate runs/sd35m-1k": "measure a run that is there once more",
-    "evaluate --geneval FOLDER --detector mask2former --clip clip --out judged": "GenEval, with the images that failed",
+    "evaluate --geneval FOLDER --detector mask2former --clip clip --out judged": "GenEval and what failed",
     "evaluate --images FOLDER --prompts prompts.txt --clip clip": "CLIP score",
     "evaluate --autoencoders vae runs/x/tokenizer --images PHOTOS --out table": "autoencoders side by side",
     "evaluate --geneval DRAWN --prompts evaluation_metadata.jsonl --out judged": "GenEval, and a page of what failed",
