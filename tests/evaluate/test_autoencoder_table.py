@@ -9,8 +9,10 @@ from torch import Tensor, nn
 import davae
 from davae.core.observer import Silent
 from davae.evaluate.autoencoder_table import Row, TestImages, measure_autoencoders, multiple_of
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.similarity import psnr, ssim
 from tiny_pair import tiny_autoencoder
+from tiny_space import tiny_space
 
 SIZES = ((32, 48), (24, 16))
 
@@ -31,9 +33,11 @@ def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
     return [(image * 255).round().to(torch.uint8) for image in smooth]
 
 
-def measure(autoencoders: dict, images: list[Tensor], perceptual: nn.Module | None = None) -> dict[str, Row]:
+def measure(
+    autoencoders: dict, images: list[Tensor], perceptual: nn.Module | None = None, fid=None
+) -> dict[str, Row]:
     source = TestImages([f"{i}.png" for i in range(len(images))], images.__getitem__, {"preprocessing": "none"})
-    rows = measure_autoencoders(autoencoders, source, perceptual, torch.device("cpu"), Silent())
+    rows = measure_autoencoders(autoencoders, source, perceptual, torch.device("cpu"), Silent(), fid)
     return {row.name: row for row in rows}
 
 
@@ -124,6 +128,13 @@ def test_a_perceptual_distance_is_a_column(base) -> None:
             distances.append((base.decode(base.encode(x).latent).sample.clamp(-1, 1) - x).abs().mean())
     assert value(rows["plain"], "LPIPS") == pytest.approx(torch.stack(distances).mean().item(), abs=1e-5)
     assert "clamped" in rows["plain"].measurements[0].protocol["lpips"]
+
+
+def test_rfid_is_a_column_and_originals_count_once(base) -> None:
+    fid = ReconstructionFID(tiny_space(), torch.device("cpu"))
+    rows = measure({"plain": base, "again": base}, pictures(*SIZES), fid=fid)
+    assert value(rows["plain"], "rFID-2") == pytest.approx(value(rows["again"], "rFID-2"), rel=1e-9)
+    assert all(value(row, "rFID-2") > 0 for row in rows.values())
 
 
 def test_sides_fit_every_row(base, upgraded) -> None:

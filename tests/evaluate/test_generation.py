@@ -5,7 +5,10 @@ import torch
 
 from davae.core.layout import LatentLayout
 from davae.data.solids import SolidsSource
-from davae.evaluate.generation import CONTROL, UPGRADED, measure_generation, with_random_detail
+from davae.evaluate.generation import CONTROL, UPGRADED, measure_features, measure_generation, with_random_detail
+from davae.evaluate.metrics import feature_metrics
+from davae.evaluate.stream import Extraction
+from tiny_space import tiny_space
 
 LAYOUT = LatentLayout(2, 4)
 
@@ -44,3 +47,21 @@ def test_a_set_is_at_no_distance_from_itself_and_every_number_has_its_protocol()
     assert [item.column for item in measurements if item.row == UPGRADED] == ["32 px level", "16 px level"]
     near = measure_generation({UPGRADED: images}, images.roll(1, dims=0), {})
     assert near[0].value < measurements[0].value
+
+
+def test_sets_are_judged_by_features_and_say_how_they_were_drawn(tmp_path) -> None:
+    source = SolidsSource(24, 0)
+    images, others = source.images(range(12), 32), source.images(range(12, 24), 32)
+    measurements = measure_features(
+        {UPGRADED: images, CONTROL: others},
+        others,
+        {"steps": 4},
+        feature_metrics(["fid", "is"]),
+        tiny_space,
+        Extraction(folder=tmp_path),
+    )
+    assert [(item.row, item.column) for item in measurements] == [
+        (row, column) for row in (UPGRADED, CONTROL) for column in ("FID-12", "IS")
+    ]
+    assert measurements[0].value > 0 and measurements[2].value == pytest.approx(0, abs=1e-6)
+    assert all(item.protocol["drawn"] == {"steps": 4} for item in measurements)

@@ -8,8 +8,10 @@ from davae.core.pixels import signed_to_unit
 from davae.data.solids import SolidsSource
 from davae.evaluate.metrics import PAIRED
 from davae.evaluate.reconstruction import VARIANTS, measure_reconstruction, reconstruct
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.similarity import psnr
 from tiny_pair import tiny_autoencoder
+from tiny_space import tiny_space
 
 SIDE, COUNT = 32, 5
 
@@ -60,3 +62,11 @@ def test_variants_differ_in_what_they_say(autoencoder: davae.AutoencoderDA) -> N
     assert torch.equal(variants["zero detail"], signed_to_unit(nothing))
     assert torch.equal(variants["base upsampled"], signed_to_unit(small))
     assert not torch.equal(variants["random detail"], variants["full"])
+
+
+def test_rfid_is_a_column_of_the_same_pass(autoencoder: davae.AutoencoderDA) -> None:
+    fid = ReconstructionFID(tiny_space(), torch.device("cpu"))
+    report = measure_reconstruction(autoencoder, SolidsSource(COUNT, 0), SIDE, 2, fid=fid)
+    found = {item.row: item for item in report.measurements if item.column == f"rFID-{COUNT}"}
+    assert found.keys() == VARIANTS.keys()
+    assert all(item.value > 0 and item.protocol["rfid"]["extractor"] == "tiny" for item in found.values())

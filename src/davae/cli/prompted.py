@@ -5,6 +5,9 @@ import argparse
 from davae.cli.grammar import path
 from davae.cli.quiet import quieten
 
+METRICS = ("clip-score", "clip-score-hessel")
+"""Those of `davae.evaluate.clip_score`, which costs an import."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options beside those of a recipe."""
@@ -17,18 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--detector", metavar="PATH", help="Mask2Former for instances: folder or hub name")
     group.add_argument("--clip", metavar="PATH", help="CLIP: folder or hub name")
     group.add_argument("--kind", choices=("baseline", "preview"), help="in place of the images, what is beside them")
-    group.add_argument(
-        "--metrics",
-        type=_names,
-        metavar="NAMES",
-        help="clip-score (default), clip-score-hessel, or both with a comma",
-    )
 
 
 def is_asked(options: argparse.Namespace) -> bool:
     """Whether the command line asks for one of the two."""
     asked = (options.geneval, options.prompts, options.detections, options.detector, options.clip, options.kind)
-    return any(asked) or options.metrics is not None
+    return any(asked) or any(name in METRICS for name in _names(options.metrics))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,7 +65,7 @@ def _clip_score(options: argparse.Namespace) -> int:
 
     if options.detections or options.detector:
         raise ValueError("--detections and --detector are of GenEval; got no --geneval FOLDER. Leave them out.")
-    metrics = options.metrics or ["clip-score"]
+    metrics = _names(options.metrics) or ["clip-score"]
     with watch() as progress:
         score_captions(
             options.images,
@@ -82,5 +79,5 @@ def _clip_score(options: argparse.Namespace) -> int:
     return 0
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from davae.cli import prompted
-from davae.cli.grammar import Verb, path, path_or_name
+from davae.cli.grammar import Verb, path
 from davae.cli.quiet import quieten
 
 if TYPE_CHECKING:
@@ -70,7 +69,8 @@ def load(options: argparse.Namespace) -> "tuple[Recipe, Path]":
     return recipe, run.parent
 
 
-def _add_stages(parser: argparse.ArgumentParser, **common: str) -> None:
+def add_stages(parser: argparse.ArgumentParser, **common: str) -> None:
+    """Options of what runs stages."""
     add_common(parser, **common)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what would run")
     parser.add_argument("--overwrite", action="store_true", help="start trainings anew whose settings changed")
@@ -78,30 +78,11 @@ def _add_stages(parser: argparse.ArgumentParser, **common: str) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=RECIPE_HELP)
-    _add_stages(parser)
+    add_stages(parser)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    _add_stages(parser, quick="about a minute, for tests; makes no claims")
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help="as of run; or --autoencoders and --images without one")
-    table = parser.add_argument_group(
-        "autoencoders side by side", "PSNR, SSIM and LPIPS of any autoencoders, no recipe"
-    )
-    table.add_argument(
-        "--autoencoders",
-        nargs="+",
-        type=path_or_name,
-        metavar="PATH",
-        help="saved autoencoders or pipelines, or hub ids",
-    )
-    table.add_argument("--images", type=path, metavar="FOLDER", help="images, whole unless --size is given")
-    table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
-    table.add_argument("--out", type=path, metavar="FOLDER", help="where results.json and report.html go")
-    prompted.add_arguments(parser)
-    _add_stages(parser)
+    add_stages(parser, quick="about a minute, for tests; makes no claims")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -109,30 +90,10 @@ def _demo(options: argparse.Namespace) -> int:
 
     options.recipe = shipped_recipes()["demo-quick" if options.quick else "demo"]
     options.quick = False  # its own quick form keeps what the demo shows
-    return _run(options)
+    return run_stages(options)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    if prompted.is_asked(options):
-        return prompted.run(options)
-    if options.recipe and not (options.autoencoders or options.images):
-        return _run(options)
-    if options.recipe or not (options.autoencoders and options.images):
-        raise ValueError(
-            "evaluate takes a recipe, or --autoencoders PATH ... together with --images FOLDER. "
-            "'davae evaluate --help' shows both."
-        )
-    quieten()
-    from davae.cli.terminal import watch
-    from davae.tools.autoencoders import evaluate_autoencoders, table_of
-
-    with watch() as progress:
-        results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
-    progress.show(table_of(results))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> int:
+def run_stages(options: argparse.Namespace) -> int:
     """Stages of a recipe."""
     recipe, runs = load(options)
     quieten()
@@ -170,20 +131,12 @@ _RUN_EXAMPLES = {
     "run RECIPE --set name=lora --set finetune.lora.rank=64": "another run, one setting changed",
     "run RECIPE --dry-run": "the resolved recipe, and which stages would run",
 }
-_EVALUATE_EXAMPLES = {
-    "evaluate runs/sd35m-1k": "measure a run that is there once more",
-    "evaluate --geneval FOLDER --detector mask2former --clip clip --out judged": "GenEval and what failed",
-    "evaluate --images FOLDER --prompts prompts.txt --clip clip": "CLIP score",
-    "evaluate --autoencoders vae runs/x/tokenizer --images PHOTOS --out table": "autoencoders side by side",
-    "evaluate --geneval DRAWN --prompts evaluation_metadata.jsonl --out judged": "GenEval, and a page of what failed",
-    "evaluate --images DRAWN --prompts prompts.txt": "CLIP score",
-}
 
 
 def _stage_verb(name: str, sentence: str) -> Verb:
-    if name == "evaluate":
-        return Verb(sentence, _add_evaluate, _evaluate, _EVALUATE_EXAMPLES)
-    return Verb(sentence, _add_recipe, _run, {f"{name} RECIPE": "this stage alone; what it needs is done before"})
+    return Verb(
+        sentence, _add_recipe, run_stages, {f"{name} RECIPE": "this stage alone; what it needs is done before"}
+    )
 
 
 VERBS = {
@@ -193,6 +146,6 @@ VERBS = {
         _demo,
         {"demo": "minutes on two cores; no GPU, no download", "demo --quick": "the same path in one minute"},
     ),
-    "run": Verb("every stage of a recipe", _add_recipe, _run, _RUN_EXAMPLES),
+    "run": Verb("every stage of a recipe", _add_recipe, run_stages, _RUN_EXAMPLES),
     **{name: _stage_verb(name, sentence) for name, sentence in STAGE_VERBS.items()},
 }

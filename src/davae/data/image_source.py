@@ -145,6 +145,11 @@ class FileSource:
         return len(self._usable)
 
     @property
+    def records(self) -> Sequence[Record]:
+        """The usable images as they are stored, in the order of `ids`."""
+        return [self._candidates[index] for index in self._usable.tolist()]
+
+    @property
     def candidates(self) -> list[str]:
         """Ids of all images of the set, usable or not: the same whatever the shortest side is."""
         return [*self.ids, *self._unusable]

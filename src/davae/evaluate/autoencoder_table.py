@@ -17,6 +17,7 @@ from davae.core.observer import Observer
 from davae.core.pixels import enlarge, signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
 from davae.evaluate.metric import PairedMetric
 from davae.evaluate.metrics import PAIRED
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Measurement
 from davae.evaluate.similarity import PSNR
 from davae.models.adapter import AutoencoderAdapter, PlainAdapter, adapt
@@ -94,6 +95,7 @@ def measure_autoencoders(
     perceptual: LPIPS | None,
     device: torch.device,
     observer: Observer,
+    fid: ReconstructionFID | None = None,
 ) -> Iterator[Row]:
     """The rows of the table, in reading order; one image and one autoencoder are on the device at a time.
 
@@ -103,14 +105,15 @@ def measure_autoencoders(
         perceptual: distance network; None leaves the LPIPS column out.
         device: where to compute.
         observer: who watches.
+        fid: None leaves the rFID column out.
     """
     metrics = _metrics(None if perceptual is None else perceptual.to(device))
     for name, autoencoder in autoencoders.items():
         about = {"class": type(autoencoder).__name__, "weights": weights_hash(autoencoder)}
         autoencoder.to(device)
-        yield from _measure(name, _ways_of(name, adapt(autoencoder)), about, images, metrics, device, observer)
+        yield from _measure(name, _ways_of(name, adapt(autoencoder)), about, images, metrics, device, observer, fid)
         autoencoder.to("cpu")
-    yield from _measure(BICUBIC, _ways_without(), {}, images, metrics, device, observer)
+    yield from _measure(BICUBIC, _ways_without(), {}, images, metrics, device, observer, fid)
 
 
 def _metrics(perceptual: LPIPS | None) -> list[PairedMetric]:
@@ -197,6 +200,7 @@ def _measure(
     metrics: Sequence[PairedMetric],
     device: torch.device,
     observer: Observer,
+    fid: ReconstructionFID | None,
 ) -> Iterator[Row]:
     """A row for each way, over one pass of the images."""
     scores: list[list[list[float]]] = [[] for _ in ways]
@@ -206,8 +210,12 @@ def _measure(
     for index, image_id in enumerate(images.ids):
         target = uint8_to_unit(images.load(index).to(device)[None])
         sizes.append((target.shape[2], target.shape[3]))
+        if fid is not None:
+            fid.originals(target, index)
         for way, values, extremes in zip(ways, scores, crops, strict=True):
             rebuilt = signed_to_unit(way.rebuild(unit_to_signed(target)))
+            if fid is not None:
+                fid.rebuilt(way.name, rebuilt, index)
             values.append([metric.measure(rebuilt, target).item() for metric in metrics])
             crop = _crop(image_id, values[-1][0], target, rebuilt)
             ranked = sorted([*extremes, crop], key=lambda crop: crop.psnr)
@@ -217,7 +225,7 @@ def _measure(
     for way, values, extremes in zip(ways, scores, crops, strict=True):
         means = torch.tensor(values, dtype=torch.float64).mean(dim=0).tolist()
         columns = list(zip(metrics, means, strict=True))
-        yield Row(way.name, _measurements(way, columns, about, images, sizes[0]), extremes[0], extremes[-1])
+        yield Row(way.name, _measurements(way, columns, about, images, sizes[0], fid), extremes[0], extremes[-1])
 
 
 def _measurements(
@@ -226,6 +234,7 @@ def _measurements(
     about: Mapping[str, object],
     images: TestImages,
     first_size: tuple[int, int],
+    fid: ReconstructionFID | None,
 ) -> list[Measurement]:
     protocol = {
         **images.protocol,
@@ -239,6 +248,10 @@ def _measurements(
         Measurement(GROUP, way.name, metric.name, mean, metric.unit, metric.better, protocol)
         for metric, mean in columns
     ]
+    score = None if fid is None else fid.score(way.name)
+    if fid is not None and score is not None:
+        protocol["rfid"] = fid.protocol
+        measurements.append(Measurement(GROUP, way.name, *score, "", "lower", protocol))
     if way.compression is not None and way.channels is not None:
         height, width = (side // way.compression for side in first_size)
         protocol["latent"] = f"{height} x {width} positions for the first image, {first_size[0]} x {first_size[1]} px"

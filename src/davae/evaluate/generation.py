@@ -1,15 +1,24 @@
 """Generated sets against real images, and the control whose detail is noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 from torch import Tensor
 
 from davae.core.layout import LatentLayout
 from davae.core.randomness import Key, normal
+from davae.data.image_list import ArrayImages
+from davae.evaluate.feature_scores import score_features
 from davae.evaluate.hardware import hardware
+from davae.evaluate.metric import FeatureMetric
 from davae.evaluate.metrics import GENERATED
 from davae.evaluate.results import Measurement
+from davae.evaluate.spaces.space import FeatureSpace
+from davae.evaluate.statistics import Reference
+from davae.evaluate.stream import Extraction
 
+FEATURES_GROUP = "Generation: features of networks"
 UPSAMPLED, UPGRADED, CONTROL = "base upsampled", "upgraded", "random detail"
 SETS = {
     UPSAMPLED: "the pretrained pair with the same seeds, conditions and steps, enlarged by bicubic interpolation",
@@ -60,3 +69,40 @@ def measure_generation(
                     Measurement(metric.group, name, column, value, metric.unit, metric.better, protocol)
                 )
     return measurements
+
+
+def measure_features(
+    sets: Mapping[str, Tensor],
+    real: Tensor,
+    sampling: Mapping[str, object],
+    metrics: Sequence[FeatureMetric],
+    open_space: Callable[[str], FeatureSpace],
+    extraction: Extraction,
+    seed: int = 0,
+) -> list[Measurement]:
+    """The same sets by features of networks.
+
+    Args:
+        sets: name (of `SETS`) -> uint8 images [N, 3, S, S].
+        real: uint8 images [M, 3, S, S], never trained on.
+        sampling: how the sets were drawn (steps, guidance, seeds), for the protocol.
+        metrics: of `davae.evaluate.metrics.FEATURES`.
+        open_space: name -> space.
+        extraction: how features come about.
+        seed: of the metrics.
+
+    Raises:
+        ValueError: a metric cannot be taken of so few images.
+    """
+    reference, open_once = Reference("held-out images", _listed(real, "held-out images")), cache(open_space)
+    return [
+        replace(item, protocol={**item.protocol, "set": SETS[name], "drawn": dict(sampling)})
+        for name, images in sets.items()
+        for item in score_features(
+            _listed(images, name), reference, metrics, open_once, extraction, name, FEATURES_GROUP, seed
+        )
+    ]
+
+
+def _listed(images: Tensor, name: str) -> ArrayImages:
+    return ArrayImages(images.permute(0, 2, 3, 1).numpy(), name)

@@ -10,6 +10,7 @@ from davae.core.pixels import signed_to_unit, uint8_to_unit, unit_to_signed, uni
 from davae.data.image_source import ImageSource
 from davae.evaluate.generation import with_random_detail
 from davae.evaluate.metrics import PAIRED
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Measurement
 from davae.models.autoencoder import AutoencoderDA
 
@@ -45,9 +46,15 @@ def reconstruct(
 
 
 def measure_reconstruction(
-    autoencoder: AutoencoderDA, source: ImageSource, size: int, batch_size: int, seed: int = 0, shown: int = 6
+    autoencoder: AutoencoderDA,
+    source: ImageSource,
+    size: int,
+    batch_size: int,
+    seed: int = 0,
+    shown: int = 6,
+    fid: ReconstructionFID | None = None,
 ) -> ReconstructionReport:
-    """The metrics of `PAIRED` of every variant over a source.
+    """The metrics of `PAIRED` of every variant over a source, and rFID in the same pass.
 
     Args:
         autoencoder: trained and calibrated.
@@ -56,6 +63,7 @@ def measure_reconstruction(
         batch_size: images at once.
         seed: of the random detail.
         shown: images kept for the figure.
+        fid: None leaves rFID out.
     """
     scores: dict[str, list[Tensor]] = {variant: [] for variant in VARIANTS}
     strips: dict[str, list[Tensor]] = {}
@@ -67,9 +75,14 @@ def measure_reconstruction(
         rebuilt = dict(reconstruct(autoencoder, batch, [source.ids[index] for index in indices], seed))
         for variant, images in rebuilt.items():
             scores[variant].append(torch.stack([metric.measure(images.cpu(), target) for metric in PAIRED]))
+        if fid is not None:
+            fid.originals(target, start)
+            for variant, images in rebuilt.items():
+                fid.rebuilt(variant, images, start)
         for variant, images in {"input": target, **rebuilt}.items():
             strips.setdefault(variant, []).append(unit_to_uint8(images[:shown]))
-    protocol = {"images": len(source), "size": size, **{metric.key: metric.protocol for metric in PAIRED}}
+    protocol: dict[str, object] = {"images": len(source), "size": size}
+    protocol |= {metric.key: metric.protocol for metric in PAIRED}
     measurements = []
     for variant, parts in scores.items():
         row_protocol = {**protocol, "variant": VARIANTS[variant], "seed": seed}
@@ -77,4 +90,8 @@ def measure_reconstruction(
             measurements.append(
                 Measurement("Reconstruction", variant, metric.name, mean, metric.unit, metric.better, row_protocol)
             )
+        score = None if fid is None else fid.score(variant)
+        if fid is not None and score is not None:
+            row_protocol = {**row_protocol, "rfid": fid.protocol}
+            measurements.append(Measurement("Reconstruction", variant, *score, "", "lower", row_protocol))
     return ReconstructionReport(measurements, {name: torch.cat(parts)[:shown] for name, parts in strips.items()})

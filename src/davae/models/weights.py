@@ -56,7 +56,14 @@ LPIPS_LINEAR: Final = PublicFile(
     sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
     size=7_289,
 )
-PUBLIC_FILES: Final = (VGG16, LPIPS_LINEAR)
+INCEPTION: Final = PublicFile(
+    title="FID Inception (2015-12-05)",
+    name="pt_inception-2015-12-05-6726825d.pth",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    size=95_628_359,
+)
+PUBLIC_FILES: Final = (VGG16, LPIPS_LINEAR, INCEPTION)
 
 
 def load_weights(

@@ -173,3 +173,7 @@ class EvaluateConfig(Config):
     """Images reconstructed and decoded at once."""
     claims: bool = False
     """Whether the run is held to the demo's claims."""
+    metrics: tuple[str, ...] = ()
+    """Of drawn images by features of networks, as `davae evaluate --metrics` names them; their weights are cached."""
+    protocol: Literal["adm", "pytorch-fid", "clean"] = "adm"
+    """How images are resized for the Inception of these."""

@@ -1,12 +1,16 @@
 """What a later stage would refuse, refused before the first; and what people should know before they wait."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from davae.data.errors import DataError
 from davae.data.image_source import ImageSource
+from davae.evaluate.metrics import feature_metrics
+from davae.evaluate.spaces import inception
 from davae.models.adapter import adapt
+from davae.models.weights import INCEPTION, find
 from davae.recipe import Recipe, load_recipe
 from davae.run import geometry
 from davae.run.arguments import check_arguments
@@ -37,6 +41,8 @@ def check(run: Run) -> None:
     prompts = None if recipe.sample is None else recipe.sample.prompts
     if prompts is not None and not Path(prompts).is_file():
         raise FileNotFoundError(f"There is no file {prompts}, which sample.prompts names.")
+    if recipe.evaluate is not None:
+        _check_weights(recipe.evaluate.metrics)
     if pretrain is None and recipe.finetune is not None:
         _check_kind(run)
 
@@ -85,6 +91,15 @@ def _no_caption(section: str, source: ImageSource) -> str:
         f"sets in which some have one. Write captions: NAME.txt beside NAME.jpg or metadata.jsonl in a folder of "
         f"images, KEY.txt or KEY.json in tar shards."
     )
+
+
+def _check_weights(metrics: Sequence[str]) -> None:
+    """Refuse metrics whose network is not here, before hours of training."""
+    if any(metric.space == inception.NAME for metric in feature_metrics(metrics)) and not find(INCEPTION):
+        raise FileNotFoundError(
+            f"evaluate.metrics needs the {INCEPTION.title}, which is in no cache of this machine. Fetch it once by "
+            f"'davae evaluate --images FOLDER --metrics is --download', or leave evaluate.metrics empty."
+        )
 
 
 def check_base_size(size: int, autoencoder: Any) -> None:

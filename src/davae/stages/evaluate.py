@@ -14,11 +14,24 @@ from davae.core.pixels import uint8_to_signed
 from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.evaluate.claims import generation_claims, reconstruction_claims, speed_claim
-from davae.evaluate.generation import CONTROL, SETS, UPGRADED, UPSAMPLED, measure_generation, with_random_detail
+from davae.evaluate.generation import (
+    CONTROL,
+    SETS,
+    UPGRADED,
+    UPSAMPLED,
+    measure_features,
+    measure_generation,
+    with_random_detail,
+)
 from davae.evaluate.hardware import hardware
+from davae.evaluate.metrics import feature_metrics
 from davae.evaluate.reconstruction import measure_reconstruction
-from davae.evaluate.results import Figure, Results
+from davae.evaluate.reconstruction_fid import ReconstructionFID
+from davae.evaluate.results import Figure, Measurement, Results
+from davae.evaluate.spaces.catalogue import SPACES
+from davae.evaluate.spaces.space import Loading
 from davae.evaluate.speed import measure_speed
+from davae.evaluate.stream import Extraction
 from davae.models.adapter import adapt
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.chunking import chunks
@@ -67,7 +80,8 @@ def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
     run.observer.say("measuring reconstruction")
     autoencoder = build.trained_tokenizer(run)
     source = first(run.data.test, config.reconstructions)
-    report = measure_reconstruction(autoencoder, source, run.recipe.image_size, config.batch_size)
+    fid = ReconstructionFID.at_hand(autoencoder.device)
+    report = measure_reconstruction(autoencoder, source, run.recipe.image_size, config.batch_size, fid=fid)
     results.measurements += report.measurements
     _show(
         run,
@@ -112,12 +126,25 @@ def _generation(run: Run, config: EvaluateConfig, results: Results) -> None:
     protocol = {**inputs.settings(sample), "seeds": f"{sample.seed} to {sample.seed + count - 1}"}
     measurements = measure_generation(sets, _real_images(run, count), protocol)
     results.measurements += measurements
+    results.measurements += _features(run, config, sets, protocol)
     _sample_figures(run, sets, results)
     _previews(run, results)
     if config.claims:
         results.claims += generation_claims(measurements)
     if config.speed_batch:
         _speed(run, config, upgraded, base, results)
+
+
+def _features(
+    run: Run, config: EvaluateConfig, sets: Mapping[str, Tensor], protocol: Mapping[str, Any]
+) -> list[Measurement]:
+    """What `evaluate.metrics` asks for."""
+    if not config.metrics:
+        return []
+    loading = Loading(protocol=config.protocol, say=run.observer.say)
+    extraction = Extraction(device=run.accelerator.device, observer=run.observer)
+    metrics, real = feature_metrics(config.metrics), _real_images(run, len(sets[UPGRADED]))
+    return measure_features(sets, real, protocol, metrics, lambda name: SPACES[name](loading), extraction)
 
 
 def _real_images(run: Run, count: int) -> Tensor:

@@ -19,6 +19,7 @@ from davae.evaluate.autoencoder_table import (
     multiple_of,
 )
 from davae.evaluate.hardware import hardware
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Figure, Results
 from davae.models.loading import load_autoencoder
 from davae.models.perceptual import LPIPS
@@ -37,7 +38,7 @@ def evaluate_autoencoders(
     out: Path | None = None,
     observer: Observer | None = None,
 ) -> Results:
-    """Measure PSNR, SSIM and, where its weights are on this machine, LPIPS.
+    """Measure PSNR, SSIM and, where their weights are on this machine, LPIPS and rFID.
 
     Args:
         autoencoders: folders of saved autoencoders or pipelines, or names on the hub; plain or upgraded.
@@ -60,7 +61,10 @@ def evaluate_autoencoders(
     perceptual = _perceptual(observer)
     note = "" if perceptual else " LPIPS is left out, because its weights are not on this machine."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = list(measure_autoencoders(loaded, source, perceptual, device, observer))
+    fid = ReconstructionFID.at_hand(device)
+    if fid is None:
+        note += " rFID is left out: the weights of the FID Inception are not on this machine."
+    rows = list(measure_autoencoders(loaded, source, perceptual, device, observer, fid))
     results = Results(
         run={
             "name": f"Autoencoders on {images.resolve().name}",
