@@ -1,5 +1,6 @@
 """The sections of a recipe. Settings of trainings live beside their owners; here they are put together."""
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -161,6 +162,10 @@ class SampleConfig(SamplerSettings):
     """Write all images to images.npz, which guided-diffusion's evaluator reads: count x side x side x 3 bytes."""
 
 
+FEATURE_METRICS = ("fid", "sfid", "is", "is-shuffled", "kid", "kid-biased", "precision-recall", "fdd", "mind", "cmmd")
+"""Those of `davae.evaluate.metrics`, which costs torch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
     """What is measured."""
@@ -177,3 +182,11 @@ class EvaluateConfig(Config):
     """Of drawn images by features of networks, as `davae evaluate --metrics` names them; their weights are cached."""
     protocol: Literal["adm", "pytorch-fid", "clean"] = "adm"
     """How images are resized for the Inception of these."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.metrics:
+            if name not in FEATURE_METRICS:
+                close = difflib.get_close_matches(name, FEATURE_METRICS, n=1)
+                hint = f"Did you mean {close[0]!r}?" if close else f"Allowed are {', '.join(FEATURE_METRICS)}."
+                raise ValueError(f"Unknown metric {name!r}. {hint}")

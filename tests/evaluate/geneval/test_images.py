@@ -130,7 +130,7 @@ def test_a_drawing_that_is_not_whole_is_refused(drawn: Path, metadata: Path, tmp
     (drawn / "000001.png").unlink()
     with pytest.raises(ValueError, match=r"lacks 000001\.png, of the prompt 'a photo of a bench'"):
         find_images(drawn, metadata)
-    (drawn / "generation.json").write_text(json.dumps({"count": 2, "form": "png", "shards": True}))
+    (drawn / "generation.json").write_text(json.dumps({"form": "png", "shard_size": 256}))
     with pytest.raises(ValueError, match="--no-shards"):
         find_images(drawn, metadata)
 

@@ -111,9 +111,10 @@ def _drawn(folder: Path, wanted: Sequence[Prompt] | None, kind: str) -> list[Pro
             f"{folder} was drawn by davae, which keeps no more of a prompt than its text. Name the file that it was "
             f"drawn from by --prompts FILE."
         )
-    inputs = _json(folder / _DRAWN)
-    count, form = inputs.get("count"), inputs.get("form")
-    if inputs.get("shards") or not isinstance(count, int) or form not in _FORMS:
+    album = _json(folder / _DRAWN)
+    form, num_images = album.get("form"), sum(bool(_NUMBERED.fullmatch(path.stem)) for path in folder.glob("*.json"))
+    count = num_images // len(wanted)  # a remainder is an image too many or a prompt without its last, named below
+    if album.get("shard_size") is not None or form not in _FORMS or not count:
         raise ValueError(f"{folder} holds tar shards; GenEval judges image files. Draw with --no-shards.")
     beyond = folder / f"{count * len(wanted):06d}.{form}"
     if beyond.exists():
