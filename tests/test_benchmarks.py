@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from conftest import assert_close
 from davae.cli import main
 from davae.data.solids import SolidsSource
+from tiny_space import tiny_space
 from tiny_text import build_tiny_text_pair
 
 Import = Callable[[str], ModuleType]
@@ -317,3 +318,16 @@ def test_alignment_weights_are_compared(
     assert all(len(row) == 7 for row in rows)
     assert all(float(cell) > 0 for row in rows for cell in row[2:6])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny-d4-w0", "tiny-d4-w0.5"]
+
+
+def test_evaluation_times_files_and_precision(benchmark: Import, tmp_path: Path, monkeypatch, capsys) -> None:
+    evaluation = benchmark("evaluation")
+    for number in range(3):
+        Image.new("RGB", (12, 12), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(evaluation, "load", lambda loading: tiny_space())
+    monkeypatch.setattr(evaluation, "bare", lambda space, count, batch: None)
+    monkeypatch.setattr(evaluation, "one_after_the_other", lambda space, images, paths, batch: None)
+    evaluation.time_features(evaluation.parse(["--images", str(tmp_path), "--rounds", "1"]))
+    evaluation.time_precision_recall("30,20")
+    said = capsys.readouterr().out
+    assert "features from files" in said and "precision and recall of 30 x 20" in said
