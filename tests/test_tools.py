@@ -56,13 +56,13 @@ def test_autoencoders_stand_side_by_side(
     assert (tmp_path / "t" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--images", "x"], ["--autoencoders", "x"], ["r.yaml", "--images", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["--autoencoders", "x"], ["r.yaml", "--images", "x"]])
 def test_evaluate_wants_a_recipe_or_autoencoders_and_images(
     capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     status, text = run(capsys, "evaluate", *arguments)
     assert status == 1
-    assert "a recipe, or --autoencoders PATH ... together with --images FOLDER" in text
+    assert "a recipe; or --images FOLDER with --autoencoders PATH ...; or --images PATH with --reference" in text
 
 
 def test_a_latent_is_analysed(capsys: pytest.CaptureFixture[str], tmp_path: Path, folders: dict[str, Path]) -> None:

@@ -165,7 +165,7 @@ def test_detections_of_another_judge_are_not_mixed_in(
         (["--geneval", "DRAWN", "--prompts", "META", "--detections", "NO"], "no file of detections"),
         (["--geneval", "DRAWN", "--images", "DRAWN"], "--geneval FOLDER, or with --images FOLDER"),
         (["--geneval", "DRAWN", "--metrics", "clip-score"], "GenEval is a metric of its own"),
-        (["--images", "DRAWN", "--metrics", "clip"], "allowed are clip-score, clip-score-hessel"),
+        (["--images", "DRAWN", "--metrics", "clip"], "Unknown metric"),
         (["--images", "DRAWN", "--metrics", "clip-score"], "Give --clip a folder that transformers saved"),
         (["--images", "DRAWN", "--prompts", "META", "--detector", "x"], "are of GenEval"),
         (["--prompts", "META"], "--images FOLDER and --prompts FILE"),
