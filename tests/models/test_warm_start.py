@@ -14,6 +14,7 @@ from davae import AutoencoderDA
 from models.families import (
     BASES,
     CHANNELS,
+    dc,
     down_block,
     flux2,
     images,
@@ -33,6 +34,7 @@ OPEN: dict[str, Callable[[], Any]] = {
     "taef2": taef2,
     "sd3": sd3,
     "flux2 without quant convs": lambda: flux2(**PLAIN),
+    "dc": dc,
 }
 
 
@@ -148,11 +150,6 @@ def test_quant_convs_are_refused(name: str) -> None:
 def test_one_quant_conv_is_enough(switch: str) -> None:
     with pytest.raises(ValueError, match="AutoencoderKL has quant convs"):
         warm(sd(**{switch: False}), 16)
-
-
-def test_shortcuts_are_refused() -> None:
-    with pytest.raises(ValueError, match="AutoencoderDC has shortcuts beside them"):
-        warm(BASES["dc"](), 16)
 
 
 def test_other_conventions_are_refused() -> None:

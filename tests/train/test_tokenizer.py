@@ -1,5 +1,6 @@
 """The tokenizer objective: the base stands still, the detail learns its structure, the judge waits its turn."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,20 @@ def test_bf16_leaves_weights_gradients_and_moments_in_fp32(tmp_path: Path) -> No
         assert ((new - old).abs() - 1e-6).abs().max() < 1e-7  # the first step of Adam is the rate itself
         rounded = old.bfloat16()
         assert (rounded + (new - old).bfloat16() == rounded).float().mean() > 0.95
+
+
+@pytest.mark.slow
+def test_a_compiled_training_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced in earnest, but run without a compiler of C++; adaptive weights go back through the graph twice."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain, compiled = (tokenizer(steps=2, compile=compiled) for compiled in (False, True))
+    begun = state(plain.reconstructor.network)
+    fit(plain)
+    fit(compiled)
+    ends = [state(task.reconstructor.network) for task in (plain, compiled)]
+    assert ends[0].keys() == ends[1].keys()
+    moved = max(float((ends[0][name] - begun[name]).abs().max()) for name in begun)
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=moved / 50) for name in begun)
 
 
 WRONG = [

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -87,9 +88,30 @@ class BaseFamily:
         """What stands in the place of the decoder's first convolution."""
         return decoder.get_submodule(self.stem(decoder))
 
+    def folded_head(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """A base encoder's last convolution, its shortcut folded in: weight [C, F, 3, 3] and bias [C]."""
+        weight, bias = _weight_and_bias(convolution(encoder, self.head(encoder)))
+        if self._has_shortcut("encoder", encoder):  # means of groups of consecutive features
+            channels, features = weight.shape[:2]
+            weight[:, :, 1, 1] += _eye(weight, channels).repeat_interleave(features // channels, dim=1) * (
+                channels / features
+            )
+        return weight, bias
+
+    def folded_stem(self, decoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """A base decoder's first convolution, its shortcut folded in: weight [F, C, 3, 3] and bias [F]."""
+        weight, bias = _weight_and_bias(convolution(decoder, self.stem(decoder)))
+        if self._has_shortcut("decoder", decoder):  # every channel, several times in a row
+            features, channels = weight.shape[:2]
+            weight[:, :, 1, 1] += _eye(weight, channels).repeat_interleave(features // channels, dim=0)
+        return weight, bias
+
     def last_weight(self, decoder: nn.Module) -> nn.Parameter:
         """Weight of the decoder's last convolution."""
         return weight_of(decoder, self.tail(decoder))
+
+    def _has_shortcut(self, part: str, module: nn.Module) -> bool:
+        return any(owner == part and getattr(module, attribute) for owner, attribute in self.shortcuts)
 
     def _disable_shortcut(self, part: str, module: nn.Module) -> None:
         for owner, attribute in self.shortcuts:
@@ -116,6 +138,14 @@ def weight_of(part: nn.Module, path: str) -> nn.Parameter:
     """Weight of the convolution at a path inside an encoder or decoder."""
     # Not get_parameter, which refuses the stand-ins of torch.func.functional_call.
     return cast(nn.Parameter, convolution(part, path).weight)
+
+
+def _weight_and_bias(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    return layer.weight.detach().clone(), layer.get_parameter("bias").detach()
+
+
+def _eye(like: Tensor, size: int) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
 def _mode(base: ModelMixin, image: Tensor) -> Tensor:

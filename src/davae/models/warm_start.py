@@ -10,9 +10,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from davae.models.bases import convolution
 from davae.models.blocks import DetailDownBlock, DetailUpBlock
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def warm_start(model: "AutoencoderDA") -> None:
 
     Raises:
         ValueError: the model's decoder takes its latent in another order or other units than the base, the base has
-            convolutions between its latent and its head or stem, or D is not a multiple of s^2.
+            quant convs between its latent and its head or stem, or D is not a multiple of s^2.
     """
     config, family, base_vae = model.config, model.family, model.base_vae
     if config.decoder_order != "base_first" or config.base_units != "raw":
@@ -37,11 +36,10 @@ def warm_start(model: "AutoencoderDA") -> None:
             f"{config.decoder_order!r} and base_units {config.base_units!r}. Use the defaults."
         )
     area = config.scale**2
-    quant = any(base_vae.config.get(name) for name in ("use_quant_conv", "use_post_quant_conv"))
-    if quant or family.shortcuts:
+    if any(base_vae.config.get(name) for name in ("use_quant_conv", "use_post_quant_conv")):
         raise ValueError(
             f"A warm start needs a base whose head and stem are one convolution each; this {family.class_name} has "
-            f"{'quant convs' if quant else 'shortcuts'} beside them. Start without."
+            f"quant convs beside them. Start without."
         )
     if model.layout.detail_channels % area:
         raise ValueError(
@@ -51,28 +49,27 @@ def warm_start(model: "AutoencoderDA") -> None:
     down, up = family.head_of(model.encoder), family.stem_of(model.decoder)
     assert isinstance(down, DetailDownBlock)
     assert isinstance(up, DetailUpBlock)
-    head = convolution(base_vae.encoder, family.head(base_vae.encoder))
-    stem = convolution(base_vae.decoder, family.stem(base_vae.decoder))
-    _set_blocks(down, up, head, stem, model.layout.base_channels)
+    _set_blocks(down, up, family.folded_head(base_vae.encoder), family.folded_stem(base_vae.decoder))
 
 
 def _set_blocks(
-    down: DetailDownBlock, up: DetailUpBlock, head: nn.Conv2d, stem: nn.Conv2d, base_channels: int
+    down: DetailDownBlock, up: DetailUpBlock, head: tuple[Tensor, Tensor], stem: tuple[Tensor, Tensor]
 ) -> None:
-    area = down.factor**2
+    """Weight and bias of head and stem -> weights of the two blocks."""
+    area, base_channels = down.factor**2, stem[0].shape[1]
     rows = down.conv.out_channels // 2  # channels whose phases are means; the other half makes log-variances
     written = [row * base_channels // rows for row in range(rows)] if rows < base_channels else range(base_channels)
     weight, bias = down.conv.weight, down.conv.get_parameter("bias")
     weight.zero_()
     bias.zero_()
     for row, channel in enumerate(written):
-        weight[row] = head.weight[channel]
-        bias[row] = head.get_parameter("bias")[channel]
+        weight[row] = head[0][channel]
+        bias[row] = head[1][channel]
     bias[rows:] = QUIET_LOGVAR
 
     place = {channel: base_channels + area * row for row, channel in enumerate(written)}
-    up.conv.weight.copy_(_read_phases(stem.weight, place, up))
-    up.conv.get_parameter("bias").copy_(stem.get_parameter("bias").repeat_interleave(area))
+    up.conv.weight.copy_(_read_phases(stem[0], place, up))
+    up.conv.get_parameter("bias").copy_(stem[1].repeat_interleave(area))
 
 
 def _read_phases(stem: Tensor, place: dict[int, int], up: DetailUpBlock) -> Tensor:

@@ -58,7 +58,9 @@ def train(
         ValueError: a learner has nothing to train.
     """
     journal, observer = journal or Journal(None, ""), observer or Silent()
-    states = {name: LearnerState.prepare(learner, accelerator) for name, learner in task.learners.items()}
+    states = {
+        name: LearnerState.prepare(learner, accelerator, config.compile) for name, learner in task.learners.items()
+    }
     start = resume(store, task, states, accelerator.device)
     if accelerator.is_main_process:
         journal.rewind(start)

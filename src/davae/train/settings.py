@@ -50,6 +50,9 @@ class LoopConfig(Config):
     """How many of the newest stay on disk."""
     precision: Precision = "bf16"
     """bf16 is autocast: weights, optimizer and losses stay fp32."""
+    compile: bool = False
+    """Compile the network with torch.compile: a minute at the start, then faster steps. On CPU that needs a C++
+    compiler; numbers are rounded a little differently."""
 
     BOOKKEEPING: ClassVar[tuple[str, ...]] = ("log_every", "checkpoint_every", "keep_checkpoints")
     """Settings that change no weight: a run goes on with others."""

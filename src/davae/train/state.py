@@ -35,7 +35,7 @@ class LearnerState:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def prepare(cls, learner: Learner, accelerator: Accelerator) -> Self:
+    def prepare(cls, learner: Learner, accelerator: Accelerator, compiled: bool = False) -> Self:
         """Place and wrap the network, begin its optimizer and its average.
 
         Raises:
@@ -49,7 +49,12 @@ class LearnerState:
         optimizer = torch.optim.AdamW(parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
         if learner.ema_decay is not None:
             learner.average = ExponentialAverage(learner.network, learner.ema_decay, learner.ema_ramp)
-        return cls(learner, accelerator.prepare_model(learner.network), parameters, optimizer)
+        wrapped = accelerator.prepare_model(learner.network)
+        if compiled:
+            # Adaptive weights go back through a graph more than once, and would find its buffers used up.
+            torch._functorch.config.donated_buffer = False
+            wrapped = torch.compile(wrapped)
+        return cls(learner, wrapped, parameters, optimizer)
 
     def groups(self, name: str) -> dict[str, dict[str, Tensor]]:
         """Groups of a checkpoint."""
