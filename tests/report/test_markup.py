@@ -30,7 +30,9 @@ def test_times_and_rates_are_short() -> None:
 
 
 def test_empty_parts_leave_no_trace() -> None:
-    assert document("<t>", ["", "a", "", "b"]).endswith("<body>\n\na\nb\n</body>\n</html>\n")
+    page = document("<t>", ["", "a", "", "b"])
+    assert "<body>\n\na\nb\n<script>" in page
+    assert page.endswith("</script>\n</body>\n</html>\n")
     assert "<title>&lt;t&gt;</title>" in document("<t>", [])
     assert definitions({}) == ""
 

@@ -41,6 +41,15 @@ def with_random_detail(layout: LatentLayout, latents: Tensor, ids: Sequence[Key]
     return layout.join(base, normal(seed, "random detail", ids, detail.shape[1:]).to(detail))
 
 
+def with_detail_weight(layout: LatentLayout, latents: Tensor, weight: float) -> Tensor:
+    """Latents [B, C + D, h, w] in the transformer's units whose detail is `weight` times what it was.
+
+    At 0 every detail channel is at its mean over training images.
+    """
+    base, detail = layout.split(latents)
+    return layout.join(base, weight * detail)
+
+
 def measure_generation(
     sets: Mapping[str, Tensor], real: Tensor, sampling: Mapping[str, object], seed: int = 0
 ) -> list[Measurement]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from davae.core.state import StateError, parse_json, read_json, write_json
 
 _FORMAT = 1
+Control = Literal["", "wipe", "dial"]
+"""How a reader changes between the pictures of a figure."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,30 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class View:
+    """One of several pictures of a figure."""
+
+    label: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Figure:
-    """An image of the run; `path` is relative to the folder of results.json."""
+    """A picture of the run, or several of one size between which a reader changes.
+
+    Args:
+        title: a few words.
+        caption: what is seen.
+        path: of the picture, relative to the folder of results.json; of the last one where there are several.
+        views: each of several pictures, in their order.
+        control: how a reader changes between them: "wipe" uncovers the second of two, "dial" shows one.
+    """
 
     title: str
     caption: str
     path: str
+    views: list[View] = field(default_factory=list)
+    control: Control = ""
 
 
 @dataclass(frozen=True)

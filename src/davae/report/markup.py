@@ -1,9 +1,11 @@
 """How a page is written: its frame, images inside it, lists of settings, and numbers for readers.
 
-Nothing may be fetched, from anywhere: the page states it and the browser holds it.
+Nothing may be fetched, from anywhere, and no script but the page's own may run: the page states it and the browser
+holds it.
 """
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -16,25 +18,28 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _TINY = 400  # px; a narrower image is shown enlarged by a whole factor, with hard pixels
 _WIDE = 640  # px; a wider image scrolls on a phone instead of shrinking until its labels cannot be read
 
-_STYLE = (files("davae.report") / "style.css").read_text(encoding="utf-8")
+_STYLE, _SCRIPT = ((files("davae.report") / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
 """
+_POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_HASH}'"
+_END = f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
 
 
 def document(title: str, parts: Iterable[str]) -> str:
     """A whole page of the parts that are not empty; `title` is plain text."""
     body = (part for part in parts if part)
-    return "\n".join([_HEAD.format(title=escaped(title), style=_STYLE), *body, "</body>\n</html>\n"])
+    return "\n".join([_HEAD.format(policy=_POLICY, title=escaped(title), style=_STYLE), *body, _END])
 
 
 def escaped(value: object) -> str:

@@ -54,7 +54,7 @@ def write_report(run_dir: Path, reference: Path | None = None, sections: Sequenc
     Args:
         run_dir: holds results.json; stats.jsonl, run.json and recipe.yaml are shown where they exist.
         reference: a second results.json, its numbers shown beside this run's as "long run".
-        sections: of the page beside its own, as markup; they stand after the figures.
+        sections: of the page beside its own, as markup; they stand beneath the figures.
 
     Returns:
         The path of the page.
@@ -68,10 +68,10 @@ def write_report(run_dir: Path, reference: Path | None = None, sections: Sequenc
     title = run.title or run.name or run_dir.resolve().name
     page = [
         _header(title, run),
-        _claims(results.claims),
-        measurement_tables(sets),
         _figures(results.figures, run_dir),
         *sections,
+        _claims(results.claims),
+        measurement_tables(sets),
         _curves(run_dir / "stats.jsonl"),
         _recipe(run_dir / "recipe.yaml"),
         _footer(run),
@@ -129,19 +129,36 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _figures(figures: Sequence[Figure], run_dir: Path) -> str:
     if not figures:
         return ""
-    parts = ["<h2>Figures</h2>"]
+    parts = ["<h2>Pictures</h2>"]
     for figure in figures:
-        path = run_dir / figure.path
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"results.json names a figure that is not there: {path}. Run 'davae evaluate RECIPE' again."
-            )
         caption = f"<b>{escaped(figure.title)}</b> {escaped(figure.caption)}"
-        parts.append(
-            f'<figure><div class="scroll">{embedded_image(path.read_bytes(), figure.title, figure.path)}</div>'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
+        shown = _views(figure, run_dir) if figure.views else _picture(run_dir, figure.path, figure.title)
+        parts.append(f'<figure><div class="scroll">{shown}</div><figcaption>{caption}</figcaption></figure>')
     return "\n".join(parts)
+
+
+def _picture(run_dir: Path, path: str, title: str) -> str:
+    if not (run_dir / path).is_file():
+        raise FileNotFoundError(
+            f"results.json names a figure that is not there: {run_dir / path}. Run 'davae evaluate RECIPE' again."
+        )
+    return embedded_image((run_dir / path).read_bytes(), title, path)
+
+
+def _views(figure: Figure, run_dir: Path) -> str:
+    """Pictures that lie on each other, and what changes between them; one below the other without script."""
+    pictures = "".join(
+        f'<div class="view"><span>{escaped(view.label)}</span>'
+        f"{_picture(run_dir, view.path, f'{figure.title}: {view.label}')}</div>"
+        for view in figure.views
+    )
+    end, start = (100, 50) if figure.control == "wipe" else (len(figure.views) - 1, len(figure.views) - 1)
+    labels = "".join(f"<span>{escaped(view.label)}</span>" for view in figure.views)
+    return (
+        f'<div class="views {figure.control}"><div class="stack">{pictures}</div>'
+        f'<input type="range" min="0" max="{end}" value="{start}" step="1" aria-label="{escaped(figure.title)}">'
+        f'<div class="labels">{labels}</div></div>'
+    )
 
 
 def _curves(path: Path) -> str:

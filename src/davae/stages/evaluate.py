@@ -21,13 +21,14 @@ from davae.evaluate.generation import (
     UPSAMPLED,
     measure_features,
     measure_generation,
+    with_detail_weight,
     with_random_detail,
 )
 from davae.evaluate.hardware import hardware
 from davae.evaluate.metrics import feature_metrics
 from davae.evaluate.reconstruction import measure_reconstruction
 from davae.evaluate.reconstruction_fid import ReconstructionFID
-from davae.evaluate.results import Figure, Measurement, Results
+from davae.evaluate.results import Control, Figure, Measurement, Results, View
 from davae.evaluate.spaces.catalogue import SPACES
 from davae.evaluate.spaces.space import Loading
 from davae.evaluate.speed import measure_speed
@@ -46,6 +47,10 @@ from davae.run.samples import Samples
 
 JUDGED_IMAGES = 2048
 """Drawn images that are compared at most: the sets and their patches are in memory."""
+SHOWN = {128: (24, 6), 256: (12, 4)}
+"""Side -> drawn images of a figure, and columns; of larger ones there are 4 in two."""
+DETAIL_WEIGHTS = {"no detail": 0.0, "half": 0.5, "all": 1.0}
+"""Positions of the detail dial."""
 
 
 def depends_on(run: Run) -> dict[str, Any]:
@@ -128,6 +133,7 @@ def _generation(run: Run, config: EvaluateConfig, results: Results) -> None:
     results.measurements += measurements
     results.measurements += _features(run, config, sets, protocol)
     _sample_figures(run, sets, results)
+    _detail_dial(run, config, upgraded, results)
     _previews(run, results)
     if config.claims:
         results.claims += generation_claims(measurements)
@@ -178,14 +184,49 @@ def _show(run: Run, results: Results, name: str, picture: Image, title: str, cap
     results.figures.append(Figure(title, caption, run.folder.relative(path)))
 
 
+def _show_views(
+    run: Run, results: Results, name: str, pictures: Mapping[str, Image], control: Control, title: str, caption: str
+) -> None:
+    """Keep several pictures of one size, between which a reader of the page changes."""
+    views = []
+    for place, (label, picture) in enumerate(pictures.items()):
+        path = run.folder.figure(f"{name}-{place}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        views.append(View(label, run.folder.relative(path)))
+    results.figures.append(Figure(title, caption, views[-1].path, views, control))
+
+
 def _sample_figures(run: Run, sets: Mapping[str, Tensor], results: Results) -> None:
     strip = labelled_strip([(name, images[:9]) for name, images in sets.items()])
     notes = "; ".join(f"{name}: {note}" for name, note in SETS.items())
     caption = f"A column is one seed and one class or prompt. {notes}."
     _show(run, results, "same-seeds", strip, "Same seeds, drawn three ways", caption)
-    for name in (UPSAMPLED, UPGRADED):
-        grid, caption = image_grid(sets[name][:36], columns=9), f"In turn, not chosen: {SETS[name]}."
-        _show(run, results, f"samples-{name.replace(' ', '-')}", grid, f"Samples: {name}", caption)
+    count, columns = _shown(run)
+    shown = {name: image_grid(sets[name][:count], columns) for name in (UPSAMPLED, UPGRADED)}
+    sides = f"Left of the handle: {SETS[UPSAMPLED]}. Right of it: {SETS[UPGRADED]}."
+    caption = f"The first {count} in turn, not chosen. {sides}"
+    _show_views(run, results, "samples", shown, "wipe", "Enlarged and upgraded", caption)
+
+
+def _detail_dial(run: Run, config: EvaluateConfig, upgraded: Any, results: Results) -> None:
+    """The same drawn latents with more and less of their detail."""
+    count, columns = _shown(run)
+    sampler, layout = pipelines.sampler(run, upgraded, run.recipe.image_size), upgraded.vae.layout
+    latents = torch.cat(list(Samples(run).latents.first(count)))
+    shown = {}
+    for label, weight in DETAIL_WEIGHTS.items():
+        batches = with_detail_weight(layout, latents, weight).split(config.batch_size)
+        shown[label] = image_grid(torch.cat([sampler.images(batch) for batch in batches]), columns)
+    caption = (
+        "The same drawn latents, their detail channels times 0, 1/2 and 1: what the base alone says, and what the "
+        "detail adds."
+    )
+    _show_views(run, results, "detail", shown, "dial", "How much detail", caption)
+
+
+def _shown(run: Run) -> tuple[int, int]:
+    return next((shown for side, shown in SHOWN.items() if run.recipe.image_size <= side), (4, 2))
 
 
 def _previews(run: Run, results: Results) -> None:
