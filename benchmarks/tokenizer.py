@@ -25,10 +25,20 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 import davae
+from davae.backbones.features import BlockFeatures
 from davae.core.losses import alignment, hinge_discriminator, hinge_generator, kl_divergence
 from davae.evaluate.hardware import hardware
+from davae.train.generative_alignment import GenerativeAlignment
 from davae.train.loop import train
-from davae.train.objective import AdversarialConfig, AutoencoderConfig, ReconstructionConfig, TokenizerConfig
+from davae.train.objective import (
+    AdversarialConfig,
+    AutoencoderConfig,
+    GenerativeAlignConfig,
+    PyramidConfig,
+    ReconstructionConfig,
+    SpectrumConfig,
+    TokenizerConfig,
+)
 from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
 from davae.train.tokenizer import TokenizerTask
 
@@ -50,6 +60,18 @@ TRAINING = {
     "train-checkpointing": "gradient checkpointing",
     "train-base": "the base autoencoder's own training at the same resolution, same objective without alignment",
     "train-authors": "plain re-implementation of the reference's step",
+    "train-l1": "L1, KL and alignment of a fixed weight, no discriminator",
+    "train-pyramid": "the same with a Laplacian pyramid of 3 levels beside L1",
+    "train-spectrum": "the same with the Fourier transform beside L1",
+    "train-generative": "the same aligned by 4 blocks of a frozen LightningDiT of width 256, weight fixed",
+    "train-generative-adaptive": "the same, weight measured every step",
+}
+BESIDE_L1: dict[str, dict[str, Any]] = {
+    "train-l1": {},
+    "train-pyramid": {"pyramid": PyramidConfig()},
+    "train-spectrum": {"spectrum": SpectrumConfig()},
+    "train-generative": {"generative_alignment": GenerativeAlignConfig(adaptive=False)},
+    "train-generative-adaptive": {"generative_alignment": GenerativeAlignConfig()},
 }
 INFERENCE = {
     "encode": "moments, bf16",
@@ -95,30 +117,46 @@ def training(case: str, arguments: argparse.Namespace, device: torch.device) -> 
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     if case == "train-authors":
         return timed(authors_step(upgraded(arguments.geometry).to(device), images), arguments.passes, device)
+    is_fixed, is_judged = case == "train-fixed" or case in BESIDE_L1, case not in BESIDE_L1
     settings: dict[str, Any] = {
         "steps": arguments.passes + 1,
         "batch_size": batch,
         "precision": "fp32" if case == "train-fp32" else "bf16",
-        "adversarial": AdversarialConfig(start_step=0, adaptive=case != "train-fixed"),
+        "adversarial": AdversarialConfig(start_step=0, adaptive=not is_fixed) if is_judged else None,
         "adaptive_every": 10 if case == "train-every-10" else 1,
         "gradient_checkpointing": case == "train-checkpointing",
+        **BESIDE_L1.get(case, {}),
     }
+    generative = None
     if case == "train-base":
         config: ReconstructionConfig = AutoencoderConfig(**settings)
         reconstructor: Any = PlainReconstructor(base(arguments.geometry), config, seed=0)
     else:
-        config = TokenizerConfig(**settings, align_adaptive=case != "train-fixed")
+        config = TokenizerConfig(**settings, align_adaptive=not is_fixed)
         reconstructor = UpgradedReconstructor(upgraded(arguments.geometry), config, seed=0)
+        if config.generative_alignment is not None:
+            generative = alignment_by_transformer(reconstructor.network, config.generative_alignment, side, device)
     reconstructor.network.train()
     micro, stamps = {"image": images, "position": torch.arange(batch)}, []
 
     def stamp(_: int) -> None:
         _wait(device)
-        stamps.append(time.perf_counter())
+        stamps.append(time.process_time() if arguments.processor else time.perf_counter())
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    train(TokenizerTask(reconstructor, config), lambda _: repeat([micro]), config, accelerator, hooks=[(1, stamp)])
+    task = TokenizerTask(reconstructor, config, generative=generative)
+    train(task, lambda _: repeat([micro]), config, accelerator, hooks=[(1, stamp)])
     return [later - earlier for earlier, later in pairwise(stamps)]
+
+
+def alignment_by_transformer(
+    model: davae.AutoencoderDA, config: GenerativeAlignConfig, side: int, device: torch.device
+) -> GenerativeAlignment:
+    """Generation-aware alignment by a LightningDiT with random weights, for images of `side` px."""
+    grid, channels = side // model.compression, model.layout.base_channels
+    transformer = davae.LightningDiT(grid, in_channels=channels, hidden_size=256, num_layers=4, num_attention_heads=4)
+    features = BlockFeatures(transformer.to(device, torch.bfloat16), config.block)
+    return GenerativeAlignment(config, features, model.layout, scaling=None, seed=0)
 
 
 def timed(run: Callable[[], None], passes: int, device: torch.device) -> list[float]:
@@ -235,6 +273,8 @@ def table(arguments: argparse.Namespace) -> None:
             command = [sys.executable, __file__, "--case", case, "--geometry", arguments.geometry]
             for name in ("size", "batch", "passes"):
                 command += [f"--{name}", str(getattr(arguments, name))]
+            if arguments.processor:
+                command.append("--processor")
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             row = json.loads(done.stdout.splitlines()[-1])
             if case not in best or row["seconds"] < best[case]["seconds"]:
@@ -247,6 +287,10 @@ def table(arguments: argparse.Namespace) -> None:
         ("train", "train-authors"),
         ("train-every-10", "train-authors"),
         ("train-every-10", "train"),
+        ("train-l1", "train-pyramid"),
+        ("train-l1", "train-spectrum"),
+        ("train-l1", "train-generative"),
+        ("train-l1", "train-generative-adaptive"),
     ):
         if first in best and second in best:
             print(f"{first} is {best[second]['seconds'] / best[first]['seconds']:.2f} times as fast as {second}")
@@ -272,6 +316,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--passes", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--processor", action="store_true", help="training: seconds of the processor, if it is busy")
     parser.add_argument("--cases", help="comma separated; all of them without it")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -331,3 +331,13 @@ def test_evaluation_times_files_and_precision(benchmark: Import, tmp_path: Path,
     evaluation.time_precision_recall("30,20")
     said = capsys.readouterr().out
     assert "features from files" in said and "precision and recall of 30 x 20" in said
+
+
+def test_evaluation_measures_memory_of_many_images(benchmark: Import, tmp_path: Path, monkeypatch) -> None:
+    evaluation = benchmark("evaluation")
+    assert evaluation.stand_in().compute(torch.zeros(2, 3, 2, 2))["pool"].shape == (2, 2048)
+    monkeypatch.setattr(evaluation, "stand_in", tiny_space)
+    evaluation._draw(tmp_path, 2)
+    evaluation._draw(tmp_path, 3)
+    before, after, elapsed = evaluation._frechet_distance(tmp_path, 3)
+    assert 0 < before <= after and elapsed > 0

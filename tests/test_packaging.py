@@ -121,6 +121,16 @@ def test_package_carries_a_pair_with_its_provenance() -> None:
     assert load_recipe("solids-pair").as_dict() == parse_recipe(provenance["recipe"]).as_dict()
 
 
+def test_package_carries_a_judge_with_its_provenance() -> None:
+    judge = Path(str(files("davae"))) / "judge"
+    assert {path.name for path in judge.iterdir()} == {
+        *("config.json", "diffusion_pytorch_model.safetensors", "checksums.json", "provenance.json")
+    }
+    assert sum(path.stat().st_size for path in judge.iterdir()) < 3_000_000
+    provenance = json.loads((judge / "provenance.json").read_text())
+    assert load_recipe("solids-judge").as_dict() == parse_recipe(provenance["recipe"]).as_dict()
+
+
 def test_embedded_pair_draws_its_classes() -> None:
     # Every class of the solids on its own seed: not noise, not one grey, and no two alike.
     pipe = davae.LightningDiTPipeline.from_pretrained(Path(str(files("davae"))) / "pair")

@@ -125,6 +125,8 @@ def test_every_problem_is_listed_at_once() -> None:
         ("sample.count=0", "sample.count: must be a whole number, at least 1; got 0"),
         ("cache.shard_size=0", "cache.shard_size: must be a whole number, at least 1; got 0"),
         ("evaluate.reconstructions=0", "evaluate.reconstructions: must be a whole number, at least 1; got 0"),
+        ("tokenizer.pyramid={levels: 6}", "tokenizer.pyramid.levels .*: 32 px allow 5 at most; got 6"),
+        ("tokenizer.spectrum={focus: -1}", "tokenizer.spectrum.focus: must be a finite number, at least 0; got -1"),
         ("data.test_count=0", "data.test_count: must be a whole number, at least 1; got 0"),
     ],
 )

@@ -21,7 +21,7 @@ def build_tiny_clip(folder: Path) -> Path:
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPConfig(
         text_config={**width, **special, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_LENGTH},
-        vision_config={**width, "image_size": SIDE, "patch_size": 8},
+        vision_config={**width, "image_size": SIDE, "patch_size": 8, "projection_dim": 8},
         projection_dim=8,
     )
     CLIPModel(config).save_pretrained(folder)

@@ -1,6 +1,7 @@
 """A tiny pretrained pair, and the command line as a process that costs no import."""
 
 import os
+import socket
 import sys
 from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
@@ -62,6 +63,19 @@ def start_davae(arguments: list[Any], log: Path, **environment: str) -> ForkServ
     process = context.Process(target=_davae, args=([str(argument) for argument in arguments], log, environment))
     process.start()
     return process
+
+
+def start_davae_twice(arguments: list[Any], folder: Path, name: str) -> list[ForkServerProcess]:
+    """The same by two processes that work together, as a launcher starts them: `NAME-0.log`, `NAME-1.log`."""
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start_davae(arguments, folder / f"{name}-{rank['RANK']}.log", **rank, **world) for rank in ranks]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _davae(arguments: list[str], log: Path, environment: dict[str, str]) -> None:

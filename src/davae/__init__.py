@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from davae.models.lightningdit import LightningDiT
     from davae.models.taef2 import AutoencoderTAEF2
     from davae.recipe import Recipe, load_recipe, parse_recipe
+    from davae.sampling.detail_lag import DetailLagScheduler
     from davae.sampling.lightningdit_pipeline import LightningDiTPipeline
     from davae.stages import run_recipe
 
 __all__ = [
     "AutoencoderDA",
     "AutoencoderTAEF2",
+    "DetailLagScheduler",
     "HunyuanDiTPipelineDA",
     "LatentLayout",
     "LightningDiT",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "AutoencoderDA": "davae.models.autoencoder",
     "AutoencoderTAEF2": "davae.models.taef2",
+    "DetailLagScheduler": "davae.sampling.detail_lag",
     "HunyuanDiTPipelineDA": "davae.backbones.hunyuan_pipeline",
     "LatentLayout": "davae.core.layout",
     "LightningDiT": "davae.models.lightningdit",
@@ -54,8 +57,9 @@ _HOMES = {
     "run_recipe": "davae.stages",
     "upgrade": "davae.backbones.upgrade",
     "widen": "davae.backbones.widening",
-    # diffusers finds the load method of davae's models through this module (see AutoencoderDA.__module__).
+    # diffusers finds the load methods of davae's classes through this module (see AutoencoderDA.__module__).
     "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
 }
 
 

@@ -14,7 +14,7 @@ import davae
 from backbones.families import PIPELINES
 from backbones.trained import DETAIL, images, predict, trained, upgraded
 from conftest import assert_close
-from davae import load_finetuned
+from davae import DetailLagScheduler, load_finetuned
 from davae.backbones.adapter import HEADS_FILE, LORA_FILE, load_adapter, save_adapter
 from tiny_text import tiny_text_pipeline
 
@@ -133,6 +133,10 @@ def test_the_scheduler_is_of_the_class_that_was_saved(tmp_path: Path) -> None:
     assert type(pipe.scheduler) is FlowMatchHeunDiscreteScheduler
     assert pipe.scheduler.config.shift == 4.0
     assert pipe.config["scheduler"] == ("diffusers", "FlowMatchHeunDiscreteScheduler")
+    DetailLagScheduler(4, 4, detail_lag=0.3, shift=2.0).save_pretrained(run / "transformer" / "scheduler")
+    pipe = load_finetuned(text_pipeline(), run)
+    assert pipe.config["scheduler"] == ("davae", "DetailLagScheduler")
+    assert (pipe.scheduler.config["detail_lag"], pipe.scheduler.config["shift"]) == (0.3, 2.0)
 
 
 def test_without_a_scheduler_beside_it_the_pipelines_own_stays(tmp_path: Path) -> None:

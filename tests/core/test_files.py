@@ -1,8 +1,10 @@
 """Files are whole or not there, whatever happens to their writer, and hashed by what they contain."""
 
+import errno
 import hashlib
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from davae.core.files import (
     file_hash,
     file_sha256,
     folder_hash,
+    link_folder,
     replacing,
     replacing_folder,
     sweep,
@@ -286,3 +289,40 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == tmp_path / "xdg" / "davae"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_folder() == tmp_path / ".cache" / "davae"
+
+
+def test_a_linked_folder_has_the_same_files_and_a_life_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "one" / "inner").mkdir(parents=True)
+    (tmp_path / "one" / "inner" / "weights").write_bytes(b"weights")
+    (tmp_path / "one" / "config.json").write_text("{}")
+    (tmp_path / "one" / ".half.host.7.tmp").write_text("unfinished")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "old").write_text("replaced")
+    link_folder(tmp_path / "one", tmp_path / "other")
+    found = {file.relative_to(tmp_path / "other").as_posix() for file in (tmp_path / "other").rglob("*")}
+    assert found == {"inner", "inner/weights", "config.json"}
+    assert (tmp_path / "other" / "inner" / "weights").samefile(tmp_path / "one" / "inner" / "weights")
+    write_text(tmp_path / "one" / "config.json", "changed")
+    shutil.rmtree(tmp_path / "one")
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+
+
+def test_what_cannot_be_linked_is_copied_and_other_errors_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "weights").write_bytes(b"weights")
+    for number in (errno.EXDEV, errno.ENOSPC):
+
+        def refuse(*_: object, number: int = number) -> None:
+            raise OSError(number, "refused")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        target = tmp_path / str(number)
+        if number == errno.EXDEV:
+            link_folder(tmp_path / "one", target)
+            assert (target / "weights").read_bytes() == b"weights"
+        else:
+            with pytest.raises(OSError, match="refused"):
+                link_folder(tmp_path / "one", target)
+            assert not target.exists()

@@ -72,6 +72,30 @@ def test_true_velocity_points_to_the_data() -> None:
     assert_close(flow.predicted_data(sample, flow.velocity(data, noise), time), data, 1e-6)
 
 
+def test_the_clock_takes_base_and_detail_from_noise_to_data() -> None:
+    way = torch.linspace(0, 1, 14, dtype=torch.float64)
+    clock = flow.lag_clock(way, 0.3)
+    base, detail = flow.clock_times(clock, 0.3)
+    assert (base[0], detail[0]) == (0, 0)
+    assert_close(torch.stack([base[-1], detail[-1]]), torch.ones(2, dtype=torch.float64), 1e-12)
+    assert_close(clock.diff(), torch.full((13,), 0.1, dtype=torch.float64), 1e-12)
+    assert_close(base[:11], clock[:11], 1e-12)
+    assert_close(detail[3:], clock[3:] - 0.3, 1e-12)
+    assert not detail[:3].any()  # it waits
+    assert (base[11:] == 1).all()  # it has arrived
+    for time in flow.clock_times(flow.lag_clock(way, 0.0), 0.0):
+        assert torch.equal(time, way)
+
+
+def test_channels_may_have_times_of_their_own() -> None:
+    data, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    times = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2]])
+    noisy = flow.interpolate(data, noise, times)
+    for channel in range(3):
+        assert torch.equal(noisy[:, channel], flow.interpolate(data, noise, times[:, channel])[:, channel])
+    assert_close(flow.predicted_data(noisy, flow.velocity(data, noise), times), data, 1e-6)
+
+
 def test_native_shift_is_the_inverse_shift_in_sigma() -> None:
     time = torch.linspace(0, 1, 21, dtype=torch.float64)
     shifted = flow.shift_time(time, 0.3)

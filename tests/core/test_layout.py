@@ -34,6 +34,11 @@ def test_text_to_image_branch_has_the_same_groups(golden, detail_channels: int) 
     assert_close(got, tensors[f"out.c{detail_channels}_to_4"], 1e-5)
 
 
+def test_numbers_of_base_and_detail_are_spread_over_their_channels() -> None:
+    spread = LatentLayout(2, 3).spread(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert spread.tolist() == [[1, 1, 3, 3, 3], [2, 2, 4, 4, 4]]
+
+
 @pytest.mark.parametrize(("detail_channels", "sizes"), [(12, [3, 3, 3, 3]), (10, [2, 3, 3, 2])])
 def test_gradient_spreads_evenly_inside_each_group(detail_channels: int, sizes: list[int]) -> None:
     detail = torch.randn(1, detail_channels, 2, 2, requires_grad=True)

@@ -55,6 +55,19 @@ def test_detail_at_weight_zero_has_no_influence(loss) -> None:
     assert_close(loss(predicted, target, torch.full((16,), 3.0)), loss(predicted, target), 1e-6)
 
 
+def test_emphasis_of_channels_that_is_the_same_for_all_is_emphasis_of_the_sample() -> None:
+    predicted, target, weights = torch.randn(2, 16, 3, 3), torch.randn(2, 16, 3, 3), LAYOUT.channel_weights(0.5)
+    each = torch.tensor([0.5, 3.0])
+    want = weighted_mse(predicted, target, weights) * each
+    assert torch.equal(weighted_mse(predicted, target, weights, each), want)
+    assert_close(weighted_mse(predicted, target, weights, each[:, None].expand(2, 16)), want, 1e-6)
+    first = torch.tensor([[1.0] * 4 + [0.0] * 12] * 2)  # weights keep their mean over all channels
+    assert_close(
+        weighted_mse(predicted, target, None, first), weighted_mse(*(x[:, :4] for x in (predicted, target))) / 4
+    )
+    assert_close(velocity_cosine(predicted, target, first), velocity_cosine(predicted[:, :4], target[:, :4]), 1e-6)
+
+
 def _gradient(loss, weights: Tensor | None) -> Tensor:
     predicted = torch.randn(2, 16, 3, 3, requires_grad=True)
     loss(predicted, torch.randn(2, 16, 3, 3), weights).mean().backward()
@@ -80,6 +93,14 @@ def test_training_times_are_logit_normal() -> None:
     normals = torch.tensor([-1.0, 0.0, 1.0])
     times = schedules.logit_normal_time(normals, mean=0.5, std=2.0)
     assert_close(torch.logit(times), torch.tensor([-1.5, 0.5, 2.5]), 1e-5)
+
+
+def test_min_snr_weighs_the_velocity_as_the_data_that_it_points_to() -> None:
+    times, gamma = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9, 1.0]), 3.0
+    of_data = torch.tensor([0, 1 / 3, 1, 3, 3, 3])  # t / (1 - t), capped
+    of_velocity = torch.tensor([0, 3 / 16, 1 / 4, 3 / 16, 0.03, 0])  # t (1 - t) up to t = 3/4, then 3 (1 - t)^2
+    assert_close(schedules.min_snr_weight(times, gamma, "data"), of_data, 1e-5)
+    assert_close(schedules.min_snr_weight(times, gamma, "velocity"), of_velocity, 1e-5)
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

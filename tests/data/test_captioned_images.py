@@ -10,6 +10,7 @@ from PIL import Image
 from davae.data.captioned_images import captioned_images
 from davae.data.errors import DataError
 from davae.data.mjhq import read_mjhq
+from davae.data.shard_writer import ShardWriter
 
 META = {"b7": {"prompt": "a fox", "category": "animals"}, "a3": {"prompt": "a soup", "category": "food"}}
 
@@ -44,8 +45,9 @@ def test_what_generate_drew_has_its_captions_beside_it(tmp_path: Path) -> None:
 def test_what_stands_beside_an_image_takes_its_place(tmp_path: Path) -> None:
     folder = _drawn(tmp_path / "drawn", ["a fox"])
     (image,) = captioned_images(folder, kind="baseline")
-    assert (image.name, image.path, image.caption) == ("000000-baseline.png", folder / "000000-baseline.png", "a fox")
-    with pytest.raises(DataError, match=r"has no preview beside it, 000000-preview\.png: draw it with --preview"):
+    assert (image.name, image.caption) == ("000000-baseline.png", "a fox")
+    assert image.read() == (folder / "000000-baseline.png").read_bytes()
+    with pytest.raises(DataError, match=r"000000-preview\.png is not there; draw the images with --preview"):
         captioned_images(folder, kind="preview")
 
 
@@ -78,6 +80,46 @@ def test_the_metadata_of_mjhq_names_images_by_id_and_keeps_categories(tmp_path: 
     assert [(i.name, i.category) for i in drawn[1:3]] == [("000001.png", "animals"), ("000002.png", "food")]
 
 
+def _shards(folder: Path, captions: list[str]) -> Path:
+    """What `davae generate` writes with --shards and --baseline, two images a shard."""
+    folder.mkdir()
+    (folder / "generation.json").write_text('{"shard_size": 2}')
+    png = _images(folder.parent / "one", "x.png") / "x.png"
+    for start in range(0, len(captions), 2):
+        with ShardWriter(folder / f"{start // 2:06d}.tar") as shard:
+            for number, caption in enumerate(captions[start : start + 2], start):
+                content = {"png": png.read_bytes(), "baseline.png": b"P6 1 1 255 " + bytes([number] * 3)}
+                shard.write(f"{number:09d}", {**content, "txt": caption, "json": {"prompt": caption}})
+    return folder
+
+
+def test_shards_say_what_their_images_are_of(tmp_path: Path) -> None:
+    shards = _shards(tmp_path / "drawn", ["a fox", "a fox", "a soup", "a soup"])
+    meta = _file(tmp_path, "meta_data.json", META)
+    for prompts in (None, meta):
+        found = captioned_images(shards, prompts)
+        assert [(i.name, i.caption) for i in found[1:3]] == [
+            ("000000/000000001", "a fox"),
+            ("000001/000000002", "a soup"),
+        ]
+        assert found[0].read().startswith(b"\x89PNG")
+    assert [image.category for image in found] == ["animals", "animals", "food", "food"]
+    beside = captioned_images(shards, meta, "baseline")
+    assert [(i.read()[-1], i.caption) for i in beside] == list(enumerate(["a fox", "a fox", "a soup", "a soup"]))
+    with pytest.raises(DataError, match="image 000000/000000000 .* is of 'a fox', not of 'a cat'"):
+        captioned_images(shards, _file(tmp_path, "prompts.txt", "a cat\na soup"))
+    (shards / "000000.tar").unlink()
+    with pytest.raises(DataError, match="there is no 000000 beside 000001/000000002"):
+        captioned_images(shards, meta)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = _images(tmp_path / "x", "0.png", "1.png")
+    (folder / "1.png").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"1 images of .* cannot be read, 1\.png the first \(not an image"):
+        captioned_images(folder, _file(tmp_path, "prompts.txt", "a\nb"))
+
+
 def _of(tmp_path: Path, names: list[str], prompts: str | None, metadata: str | None = None) -> None:
     folder = _images(tmp_path / "x", *names)
     if metadata is not None:
@@ -91,8 +133,8 @@ def _of(tmp_path: Path, names: list[str], prompts: str | None, metadata: str | N
         (["a.png"], None, None, r"image a\.png has no caption"),
         ([], "a", None, "no image in"),
         (["a.png"], "a", None, "not named by number"),
-        (["0.png", "2.png"], "a\nb", None, r"without a gap: 2\.png"),
-        (["5.png"], "a", None, r"without a gap: 5\.png"),
+        (["0.png", "2.png"], "a\nb", None, r"without a gap: there is no 000001 beside 0\.png"),
+        (["5.png"], "a", None, r"without a gap: there is no 000000 beside 5\.png"),
         (["0.png", "1.png", "2.png"], "a\nb", None, "3 images .* do not match 2 prompts"),
         (["0.png"], "a\nb", None, "1 images .* do not match 2 prompts"),
         (["0.png"], "a", '{"file_name": "0.png", "text": "b"}', r"image 0\.png .* is of 'b', not of 'a'"),

@@ -45,6 +45,20 @@ def test_previews_beside_generated_images_are_not_judged(tmp_path: Path) -> None
     assert list(open_images(tmp_path).ids) == ["000000.png", "000001-preview.png", "night-preview.png"]
 
 
+def test_the_grid_of_drawn_images_is_not_judged(tmp_path: Path) -> None:
+    for name in ("drawn/000000.png", "drawn/grid.png", "photos/grid.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(0)).save(tmp_path / name)
+    (tmp_path / "drawn" / "generation.json").write_text("{}")
+    assert list(open_images(tmp_path / "drawn").ids) == ["000000.png"]
+    assert list(open_images(tmp_path / "photos").ids) == ["grid.png"]
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is nothing at .*nowhere: allowed is a folder of images, tar shards"):
+        open_images(tmp_path / "nowhere")
+
+
 def test_shards_give_their_samples(tmp_path: Path) -> None:
     Image.fromarray(pixels(3)).save(tmp_path / "x.png")
     with ShardWriter(tmp_path / "shards" / "000000.tar") as shard:

@@ -31,9 +31,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     plain = shards.read_samples
 
-    def counted(file: Path, name: str) -> Any:
+    def counted(file: Path, name: str, kind: str) -> Any:
         names.append(name)
-        return plain(file, name)
+        return plain(file, name, kind)
 
     monkeypatch.setattr(shards, "read_samples", counted)
     return names

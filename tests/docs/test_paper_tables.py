@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from davae.cli import build_parser
+from davae.evaluate.metrics import feature_metrics
 from davae.recipe import load_recipe
 from davae.report.tables import PaperTable, paper_tables
 
@@ -65,10 +66,6 @@ def test_every_row_of_a_measured_table_says_how_it_is_made_or_why_not() -> None:
                 assert set(row.values) <= set(table.columns), f"{name}, {title}"
 
 
-def judges_images(command: str) -> bool:
-    return command.startswith("davae evaluate") and bool(re.search(r"--(reference|prompts|geneval)", command))
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists(command: str) -> None:
     program, *arguments = shlex.split(command)
@@ -76,17 +73,28 @@ def test_every_command_exists(command: str) -> None:
         assert (ROOT / arguments[0]).is_file()
         return
     assert program == "davae"
-    if judges_images(command) and "--metrics" not in _options("evaluate"):
-        pytest.skip("davae evaluate judges no folders of images yet")
     options = build_parser().parse_args(arguments)
     recipe = getattr(options, "recipe", None) or getattr(options, "source", None)
     if str(recipe).startswith("recipes/"):
         load_recipe(ROOT / str(recipe), options.set)
 
 
-def _options(verb: str) -> set[str]:
-    [choices] = [action.choices for action in build_parser()._subparsers._group_actions]  # type: ignore[union-attr]
-    return {option for action in choices[verb]._actions for option in action.option_strings}  # type: ignore[index]
+def judging_commands() -> list[str]:
+    """Those of the tables and of the map that judge images by features."""
+    on_the_map = re.findall(r"`(davae evaluate [^`]+)`", (ROOT / "docs" / "paper-map.md").read_text())
+    judging = (c for c in {*COMMANDS, *on_the_map} if "--images" in c and "--metrics" in c and "--prompts" not in c)
+    return sorted(judging)
+
+
+@pytest.mark.parametrize("command", judging_commands())
+def test_images_are_judged_with_a_reference_where_a_metric_compares_and_else_without(command: str) -> None:
+    options = build_parser().parse_args(shlex.split(command)[1:])
+    compares = any(metric.needs == "reference" for metric in feature_metrics(options.metrics.split(",")))
+    assert compares == (options.reference is not None)
+
+
+def test_judging_commands_are_found() -> None:
+    assert len(judging_commands()) > 5
 
 
 def _experiments() -> dict[str, str]:

@@ -112,6 +112,27 @@ def test_moments_alone_are_refused_where_every_image_counts(tmp_path: Path) -> N
         scores(tmp_path, "kid", reference=open_reference(tmp_path / "r.npz"))
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"mu": np.zeros(9), "sigma": np.eye(9)}, "got 9 numbers a vector, here they are 16"),
+        ({"mu": np.full(16, np.nan), "sigma": np.eye(16)}, "not finite"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_computed(
+    tmp_path: Path, content, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "r.npz", **content)
+
+    def never(*_: object) -> None:
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr("davae.evaluate.feature_scores.extract", never)
+    monkeypatch.setattr("davae.evaluate.statistics.StatisticsFile.require", lambda *_: None)
+    with pytest.raises(ValueError, match=sentence):
+        scores(tmp_path, "fid", reference=open_reference(tmp_path / "r.npz"))
+
+
 def test_images_of_several_sizes_are_said_to_be_resized_each(tmp_path: Path) -> None:
     mixed = ArrayImages(arrays(40, seed=1), "mixed")
     mixed.sizes = [(8, 8)] * 39 + [(8, 16)]

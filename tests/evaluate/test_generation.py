@@ -5,9 +5,19 @@ import torch
 
 from davae.core.layout import LatentLayout
 from davae.data.solids import SolidsSource
-from davae.evaluate.generation import CONTROL, UPGRADED, measure_features, measure_generation, with_random_detail
+from davae.evaluate.generation import (
+    CONTROL,
+    REAL,
+    UPGRADED,
+    JudgedSet,
+    measure_features,
+    measure_generation,
+    with_random_detail,
+)
 from davae.evaluate.metrics import feature_metrics
+from davae.evaluate.spectrum_slope import SPECTRUM_SLOPE
 from davae.evaluate.stream import Extraction
+from davae.evaluate.swd import SWD
 from tiny_space import tiny_space
 
 LAYOUT = LatentLayout(2, 4)
@@ -43,8 +53,12 @@ def test_a_set_is_at_no_distance_from_itself_and_every_number_has_its_protocol()
     sets = {UPGRADED: images, CONTROL: images.roll(3, dims=-1)}
     measurements = measure_generation(sets, others, {"steps": 4})
     assert {item.row for item in measurements} == sets.keys()
-    assert all(item.value > 0 and item.protocol["drawn"] == {"steps": 4} for item in measurements)
-    assert [item.column for item in measurements if item.row == UPGRADED] == ["32 px level", "16 px level"]
+    assert all(item.protocol["drawn"] == {"steps": 4} for item in measurements)
+    distances = [item for item in measurements if item.group == SWD.group]
+    assert all(item.value > 0 for item in distances)
+    assert [item.column for item in distances if item.row == UPGRADED] == ["32 px level", "16 px level"]
+    slopes = {item.column: item.better for item in measurements if item.group == SPECTRUM_SLOPE.group}
+    assert slopes == {"slope": "", "real images": "", "difference": "lower"}
     near = measure_generation({UPGRADED: images}, images.roll(1, dims=0), {})
     assert near[0].value < measurements[0].value
 
@@ -53,7 +67,7 @@ def test_sets_are_judged_by_features_and_say_how_they_were_drawn(tmp_path) -> No
     source = SolidsSource(24, 0)
     images, others = source.images(range(12), 32), source.images(range(12, 24), 32)
     measurements = measure_features(
-        {UPGRADED: images, CONTROL: others},
+        {UPGRADED: JudgedSet(images), CONTROL: JudgedSet(others), REAL: JudgedSet(images)},
         others,
         {"steps": 4},
         feature_metrics(["fid", "is"]),
@@ -61,7 +75,8 @@ def test_sets_are_judged_by_features_and_say_how_they_were_drawn(tmp_path) -> No
         Extraction(folder=tmp_path),
     )
     assert [(item.row, item.column) for item in measurements] == [
-        (row, column) for row in (UPGRADED, CONTROL) for column in ("FID-12", "IS")
+        (row, column) for row in (UPGRADED, CONTROL, REAL) for column in ("FID-12", "IS")
     ]
     assert measurements[0].value > 0 and measurements[2].value == pytest.approx(0, abs=1e-6)
-    assert all(item.protocol["drawn"] == {"steps": 4} for item in measurements)
+    assert all(item.protocol["drawn"] == {"steps": 4} for item in measurements if item.row != REAL)
+    assert "drawn" not in measurements[-1].protocol

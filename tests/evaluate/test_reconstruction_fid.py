@@ -21,21 +21,23 @@ def test_distances_in_passing_are_those_of_whole_sets() -> None:
     for _ in range(2):  # a second autoencoder sees the same originals
         for start in range(0, 30, 7):
             fid.originals(unit(originals[start : start + 7]), start)
-            fid.rebuilt("a", unit(rebuilt[start : start + 7]) + 0.0019, start)  # less than half a level of 8 bits
+        fid = fid.beside()
+    for start in range(0, 30, 7):
+        fid.rebuilt("a", unit(rebuilt[start : start + 7]) + 0.0019)  # less than half a level of 8 bits
     vectors = [
         space.compute(torch.from_numpy(np.stack([space.prepare(image) for image in images])))["pool"].numpy()
         for images in (rebuilt, originals)
     ]
-    score = fid.score("a")
-    assert score is not None
-    assert score == ("rFID-30", pytest.approx(frechet(*map(moments_of, vectors)), rel=1e-6))
+    score = fid.scores(["a"])["a"]
+    assert score.column == "rFID-30"
+    assert score.value == pytest.approx(frechet(*map(moments_of, vectors)), rel=1e-6)
 
 
 def test_one_image_has_no_distance() -> None:
     fid = ReconstructionFID(tiny_space(), CPU)
     fid.originals(unit(arrays(1, seed=1)), 0)
-    fid.rebuilt("a", unit(arrays(1, seed=1)), 0)
-    assert fid.score("a") is None
+    fid.rebuilt("a", unit(arrays(1, seed=1)))
+    assert fid.scores(["a"]) == {}
 
 
 def test_there_is_none_without_weights() -> None:

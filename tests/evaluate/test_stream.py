@@ -10,7 +10,8 @@ import torch
 
 from davae.data.image_list import ArrayImages
 from davae.evaluate import stream
-from davae.evaluate.stream import Extraction, FeatureRows, Processes, extract
+from davae.evaluate.processes import Processes
+from davae.evaluate.stream import Extraction, FeatureRows, extract
 from tiny_space import arrays, tiny_space
 
 
@@ -128,7 +129,8 @@ def test_a_feature_that_is_not_finite_is_refused_with_the_image(tmp_path: Path) 
 
 def test_rows_are_taken_by_slice_and_by_number() -> None:
     whole = np.arange(24, dtype=np.float32).reshape(12, 2)
-    rows = FeatureRows([whole[:5], whole[5:6], whole[6:]])
+    shards = [whole[:5], whole[5:6], whole[6:]]
+    rows = FeatureRows([5, 1, 6], 2, shards.__getitem__)
     assert np.array_equal(rows[3:8], whole[3:8])
     numbers = np.array([11, 0, 5, 5, 4])
     assert np.array_equal(rows[numbers], whole[numbers])

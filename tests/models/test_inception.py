@@ -25,7 +25,7 @@ def network(weights: dict[str, Tensor]) -> InceptionFID:
 
 @pytest.mark.parametrize("protocol", ["adm", "pytorch-fid", "clean"])
 def test_features_are_those_of_the_reference(golden, network, protocol) -> None:
-    cases = [golden(f"eval/inception_{case}") for case in ("64a", "96x80")]
+    cases = [golden(f"eval/inception_{case}") for case in ("64a", "96x80", "320")]
     images = torch.stack([torch.from_numpy(preprocess(case["in.image"].numpy(), protocol, 299)) for case in cases])
     with torch.inference_mode():
         features = network(images)

@@ -46,7 +46,7 @@ def test_two_stars_take_a_name_in_every_section() -> None:
 
 def test_one_star_stays_in_a_section() -> None:
     assert set(changed("*.precision=fp32")) == {
-        f"{section}.precision" for section in ("tokenizer", "cache", "finetune", "realism", "sample")
+        f"{section}.precision" for section in ("tokenizer", "cache", "finetune", "realism", "sample", "judge")
     }
     assert set(changed("sample.*_size=3")) == {"sample.batch_size"}
 

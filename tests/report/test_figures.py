@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from davae.report.figures import image_grid, labelled_strip, latent_figure, loss_curves
+from davae.report.figures import image_grid, labelled_strip, latent_figure, loss_curves, overlaid_curves
 
 
 def _images(count: int, size: int) -> torch.Tensor:
@@ -65,3 +65,16 @@ def test_images_must_be_uint8() -> None:
         image_grid(torch.rand(1, 3, 4, 4), columns=1)
     with pytest.raises(ValueError, match="columns 0"):
         image_grid(_images(1, 4), columns=0)
+
+
+def test_a_setting_has_one_colour_in_every_figure() -> None:
+    rows, other = ([[{"step": step, "loss": start + step} for step in range(4)]] for start in (1.0, 2.0))
+
+    def colours(cells: dict[str, list[list[dict[str, float]]]]) -> set[tuple[int, ...]]:
+        pixels = np.asarray(overlaid_curves(cells, "loss", "loss")).reshape(-1, 4)
+        return {tuple(pixel) for pixel in pixels[pixels[:, 3] == 255][:, :3].tolist()}
+
+    blue, orange = (0x2C, 0x5F, 0xD6), (0xC8, 0x55, 0x2B)
+    assert {blue, orange} <= colours({"first": rows, "second": other})
+    alone = colours({"first": [], "second": rows})
+    assert orange in alone and blue not in alone

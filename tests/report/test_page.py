@@ -176,3 +176,16 @@ def test_damaged_state_is_named_or_passed_over(run_dir: Path, damage: str) -> No
     (run_dir / "results.json").write_text(damage)
     with pytest.raises(ValueError, match=r"results\.json .*Run 'davae evaluate RECIPE' again"):
         write_report(run_dir)
+
+
+def test_a_number_stands_with_its_interval_and_with_what_a_reader_has_to_know(tmp_path: Path) -> None:
+    protocol = {"interval_95": [0.004, 0.006], "note": "KID of <few> images.", "left_out": 0, "real": {"path": "a_b"}}
+    Results(measurements=[Measurement("Images", "drawn", "KID", 0.005, "", "lower", protocol)]).save(
+        tmp_path / "results.json"
+    )
+    page = write_report(tmp_path).read_text()
+    assert "0.00500<br><small>0.00400 to 0.00600</small>" in page
+    assert "Beneath a number stands its 95% interval." in page
+    notes, _, hidden = page.partition("<details>")
+    assert "KID of &lt;few&gt; images." in notes and "KID of" not in hidden
+    assert "<dt>left out</dt><dd>0</dd>" in hidden and "<dd>path a_b</dd>" in hidden

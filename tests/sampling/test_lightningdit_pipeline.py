@@ -47,10 +47,12 @@ def transformer(channels: int) -> davae.LightningDiT:
 
 def pipeline(kind: str) -> LightningDiTPipeline:
     vae: Any = autoencoder()
-    if kind == "structured":
+    if kind != "plain":
         vae = davae.AutoencoderDA.from_base(vae).eval()
         vae.calibrate(torch.linspace(-1, 1, 4), torch.linspace(0.5, 2, 4))
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=1 / 0.3)
+    if kind == "lagging":
+        scheduler = davae.DetailLagScheduler(4, 4, detail_lag=0.3, shift=1 / 0.3)
     pipe = LightningDiTPipeline(vae, transformer(vae.config.latent_channels), scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -170,7 +172,7 @@ for folder in sys.argv[1:]:
 
 def test_a_fresh_process_draws_the_same_images(tmp_path: Path) -> None:
     folders = []
-    for kind in ("plain", "structured"):
+    for kind in ("plain", "structured", "lagging"):
         pipe, folder = pipeline(kind), tmp_path / kind
         pipe.save_pretrained(folder)
         save_file({"images": draw(pipe, [0, 3], 1, 2).contiguous()}, folder / "want.safetensors")

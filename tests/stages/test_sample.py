@@ -43,7 +43,7 @@ def test_an_npz_is_made_of_what_is_drawn_already(recipe: Path, copied: Path) -> 
     with np.load(folder / "images.npz") as archive:
         np.testing.assert_array_equal(archive["arr_0"], want)
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in rows[18:]] == ["class 0", "class 1"]
+    assert [row["text"] for row in rows[18:]] == ["plain sphere", "striped sphere"]
     assert skipped(run(recipe, copied.parent, "--set=sample.npz=true", "--set=sample.png=false", verb="sample")[1])
 
 

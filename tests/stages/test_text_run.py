@@ -51,6 +51,7 @@ finetune:
   cosine_weight: 0.0
   sigma_shift: 4.0
   scheduler_shift: 4.0
+  detail_lag: 0.25
   gradient_checkpointing: true
   lora: {{rank: 2}}
   preview: {{every: 2, prompts: [a red box, a blue sphere], steps: 2}}
@@ -137,7 +138,14 @@ def test_a_second_run_does_nothing(recipe: Path, finished: Path) -> None:
 def test_the_upgraded_pair_is_a_stock_pipeline(recipe: Path, finished: Path) -> None:
     pipe = pipelines.upgraded(opened(recipe, finished))
     assert type(pipe) is StableDiffusion3Pipeline
-    assert pipe.scheduler.config.shift == 4.0
+    assert type(pipe.scheduler) is davae.DetailLagScheduler  # it draws as it was trained
+    settings = pipe.scheduler.config
+    assert [settings[name] for name in ("shift", "detail_lag", "base_channels", "detail_channels")] == [
+        4.0,
+        0.25,
+        4,
+        4,
+    ]
     assert pipe.transformer.config.sample_size == 4
     pipe.set_progress_bar_config(disable=True)
     images = pipe("a red box", num_inference_steps=2, max_sequence_length=MAX_LENGTH, output_type="np").images
@@ -375,6 +383,6 @@ def test_realism_has_the_settings_of_finetune(recipe: Path) -> None:
     assert parsed.finetune is not None
     assert parsed.realism is not None
     assert (parsed.realism.steps, parsed.realism.detail_warmup_steps, parsed.realism.start) == (7, 0, None)
-    for name in ("objective", "min_snr_gamma", "sigma_shift", "scheduler_shift", "lora", "batch_size"):
+    for name in ("objective", "min_snr_gamma", "sigma_shift", "scheduler_shift", "detail_lag", "lora", "batch_size"):
         assert getattr(parsed.realism, name) == getattr(parsed.finetune, name)
     assert parse_recipe(yaml.safe_load(dump_recipe(parsed))) == parsed

@@ -1,6 +1,7 @@
 """An autoencoder without a transformer is upgraded: a recipe of data and tokenizer, its pair a bare autoencoder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from davae.recipe import load_recipe
 from davae.run.run import Run
 from tiny_pair import build_tiny_pair, tiny_autoencoder
 from tiny_run import run, skipped
+from tiny_text import build_tiny_text_pair
 
 TOKENIZER = {"steps": 2, "batch_size": 4, "calibration_images": 8, "log_every": 1, "crop_from": 48}
 
@@ -155,3 +157,36 @@ def test_images_too_small_to_be_cropped_are_skipped(tmp_path: Path, sections: di
     train, test = images.train, images.test
     assert sorted([*train.ids, *test.ids]) == ["48.png", "64.png", "80.png"]
     assert train.images(range(len(train)), 48).shape == (2, 3, 48, 48)
+
+
+def test_the_pairs_transformer_aligns_the_detail_and_counts_as_what_it_depends_on(tmp_path: Path) -> None:
+    pair = build_tiny_pair(tmp_path / "pair")
+    aligned = TOKENIZER | {"crop_from": None, "generative_alignment": {"block": 1}}
+    recipe = write(tmp_path, pair, tokenizer=aligned)
+    status, said = run(recipe, tmp_path / "runs")
+    assert status == 0, said
+    folder = tmp_path / "runs" / "alone"
+    logged = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert all({"generative", "generative_weight"} <= row.keys() for row in logged if row["stage"] == "tokenizer")
+    assert skipped(run(recipe, tmp_path / "runs")[1]) == ["tokenizer"]
+
+    transformer = davae.LightningDiT.from_pretrained(pair / "transformer")
+    with torch.no_grad():
+        transformer.x_embedder.proj.bias.add_(1.0)
+    transformer.save_pretrained(pair / "transformer")
+    status, said = run(recipe, tmp_path / "runs")
+    assert (status, "finished tokenizer with other settings: transformer: " in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("build", "block", "message"),
+    [
+        (build_tiny_pair, 3, "must be one of the 2 blocks of this LightningDiT, counted from 1; got 3"),
+        (build_tiny_text_pair, 1, "tokens inside a SD3Transformer2DModel cannot be compared; allowed are"),
+    ],
+)
+def test_what_cannot_be_seen_is_refused_before_anything_is_trained(
+    tmp_path: Path, build: Callable[[Path], Path], block: int, message: str
+) -> None:
+    pair = build(tmp_path / "pair")
+    assert message in refused(write(tmp_path, pair, tokenizer=TOKENIZER | {"generative_alignment": {"block": block}}))

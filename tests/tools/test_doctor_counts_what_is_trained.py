@@ -19,7 +19,7 @@ from davae.run import build, geometry, inputs
 from davae.run.origins import EMBEDDED
 from davae.run.rounds import rounds_of
 from davae.run.run import Run
-from davae.stages import base_autoencoder, base_transformer, finetune, tokenizer
+from davae.stages import base_autoencoder, base_transformer, finetune, judge, tokenizer
 from davae.tools.doctor.trainings import Outline
 from davae.train.task import Task
 
@@ -59,7 +59,7 @@ def description(task: Any) -> dict[str, Any]:
     """All that tells one training from another."""
     return {
         "settings": task.config,
-        "layout": task.reconstructor.layout if hasattr(task, "reconstructor") else task.layout,
+        "layout": getattr(getattr(task, "reconstructor", task), "layout", None),
         "learners": {
             name: (network_description(learner.network), learner.optim, learner.ema_decay, learner.ema_ramp)
             for name, learner in task.learners.items()
@@ -105,6 +105,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, str | None], dict
             (build, "perceptual", lambda config, *_: None if config is None else perceptual_network()),
             (build, "vision_alignment", lambda run, autoencoder: None),
             (build, "image_set", lambda *_: None),
+            (build, "judge_set", lambda *_: None),
             (build, "latent_set", lambda *_: None),
             (build, "base_latent_set", lambda *_: None),
             (build, "latent_cache", lambda *_: SimpleNamespace(manifest=classes)),
@@ -133,6 +134,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, str | None], dict
             found["pretrain.autoencoder"] = task_of(base_autoencoder, run)
         if recipe.pretrain is not None and recipe.pretrain.transformer is not None:
             found["pretrain.transformer"] = task_of(base_transformer, run)
+        if recipe.judge is not None:
+            found["judge"] = task_of(judge, run)
         if recipe.tokenizer is not None:
             found["tokenizer"] = task_of(tokenizer, run)
         if recipe.finetune is not None:
@@ -150,6 +153,8 @@ def counted(run: Run, model: str | None) -> dict[str, Task]:
         found["pretrain.autoencoder"] = outline.base_autoencoder_task()
     if recipe.pretrain is not None and recipe.pretrain.transformer is not None:
         found["pretrain.transformer"] = outline.base_transformer_task()
+    if recipe.judge is not None:
+        found["judge"] = outline.judge_task()
     if recipe.tokenizer is not None:
         found["tokenizer"] = outline.tokenizer_task()
     if recipe.finetune is not None:

@@ -22,6 +22,7 @@ from davae.core.lock import LockedError, locked
 from davae.evaluate.results import Measurement, Results
 from davae.recipe import parse_recipe
 from davae.run.run import Run
+from davae.sampling.detail_lag import lagging
 from davae.tools import export as tool
 from davae.tools.export import Origin, export, export_run
 from tiny_pair import build_tiny_pair
@@ -39,15 +40,17 @@ pipe.set_progress_bar_config(disable=True)
 np.save(sys.argv[2], pipe("a red cube", num_inference_steps=2, generator=torch.Generator().manual_seed(3),
                           output_type="np").images)
 assert pipe.vae.config._class_name == "AutoencoderDA", type(pipe.vae)
+assert type(pipe.scheduler) is davae.DetailLagScheduler, type(pipe.scheduler)
 assert pipe.transformer.config.in_channels == 8
 """
 pytestmark = pytest.mark.filterwarnings("ignore:This AutoencoderDA has not been trained")
 
 
 def upgraded() -> Any:
-    """A text pipeline whose detail, LoRA and heads have moved, LoRA merged; the same bits every time."""
+    """A text pipeline whose detail, LoRA and heads have moved, LoRA merged, with a lag; the same bits every time."""
     torch.manual_seed(0)
     pipe = davae.upgrade(tiny_text_pipeline(), image_size=32)
+    pipe.scheduler = lagging(pipe.scheduler, pipe.vae.layout, 0.2)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():

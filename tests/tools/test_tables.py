@@ -26,23 +26,36 @@ TABLE = PaperTable(
             protocol="2 images",
             hardware="a CPU",
             command="davae demo",
-            rows={"small": OurRow(values={"FID": 4.0, "s": 0.5}, like="others"), "alone": OurRow(values={"s": 2.0})},
-            digits={"FID": 3, "s": 1},
+            rows={"small": OurRow(values={"FID": 4.0}, like="others"), "alone": OurRow(values={"FID": 5.0})},
+            digits={"FID": 3},
+        ),
+        Experiment(
+            table="t",
+            experiment="2026-11-21: y",
+            protocol="other images",
+            hardware="a CPU",
+            command="davae demo",
+            rows={"quick": OurRow(values={"s": 2.0}, like="theirs")},
         ),
     ),
 )
 
 
 def test_ours_stand_beneath_what_they_are_like_with_their_own_digits() -> None:
-    shown = [(line.name, [TABLE.shown(line, column) for column in TABLE.all_columns]) for line in TABLE.lines]
-    assert list(TABLE.all_columns) == ["FID", "IS", "s"]
+    shown = [(line.name, [TABLE.shown(line, column) for column in TABLE.columns]) for line in TABLE.lines]
     assert shown == [
-        ("theirs", ["1.50", "", ""]),
-        ("others", ["2.00", "3.00", ""]),
-        ("small", ["4.000", "", "0.5"]),
-        ("secret", ["9.00", "", ""]),
-        ("alone", ["", "", "2.0"]),
+        ("theirs", ["1.50", ""]),
+        ("others", ["2.00", "3.00"]),
+        ("small", ["4.000", ""]),
+        ("secret", ["9.00", ""]),
+        ("alone", ["5.000", ""]),
     ]
+
+
+def test_what_measured_something_else_has_a_table_of_its_own() -> None:
+    assert list(TABLE.apart) == [2]
+    [line] = TABLE.lines_apart(2)
+    assert (line.name, line.about, TABLE.shown(line, "s")) == ("quick", "as theirs", "2.0")
     assert TABLE.makers == {"theirs; others": ("make it",)}
     assert TABLE.judges == {"FID; IS": ("judge it",)}
     assert TABLE.blocked == {"secret": "no weights"}
@@ -63,8 +76,8 @@ def test_a_terminal_shows_a_table_with_commands_that_can_be_copied(
     captured = capsys.readouterr()
     assert "11.02" in captured.out and "never published" in captured.out
     assert "Weight of the alignment" not in captured.out
-    [command] = paper_tables()["s2"].rows["512 + Bilinear"].make
-    assert f"      {command}\n" in captured.out
+    for command in paper_tables()["s2"].rows["512 + Bilinear"].make:
+        assert f"      {command}\n" in captured.out
     assert f"page: {tmp_path / 's2.html'}" in captured.err
     assert "11.02" in (tmp_path / "s2.html").read_text()
 

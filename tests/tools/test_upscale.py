@@ -15,6 +15,7 @@ from torch import Tensor
 
 from davae.cli import main
 from davae.core.observer import Silent
+from davae.data.shard_writer import ShardWriter
 from davae.sampling.upscaling.filters import FILTERS
 from davae.sampling.upscaling.upscaler import Size
 from davae.tools.upscale import upscale
@@ -167,6 +168,18 @@ def test_what_davae_drew_is_enlarged_without_its_grid(tmp_path: Path) -> None:
     assert list(stamps(out)) == ["000000.png"]
 
 
+def test_shards_and_arrays_are_enlarged_too(tmp_path: Path) -> None:
+    png = write(tmp_path / "one" / "a.png").read_bytes()
+    with ShardWriter(tmp_path / "shards" / "000000.tar") as shard:
+        shard.write("000000007", {"png": png, "baseline.png": png, "txt": "a fox"})
+    np.savez(tmp_path / "images.npz", np.zeros((2, 8, 8, 3), np.uint8))
+    by_shards = upscale(tmp_path / "shards", tmp_path / "large", 16, Doubling())
+    assert list(stamps(by_shards)) == ["000000/000000007.png"]
+    assert list(stamps(upscale(tmp_path / "images.npz", tmp_path / "l2", 16, Doubling()))) == [
+        *("000000.png", "000001.png"),
+    ]
+
+
 def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
     out = upscale(photos, tmp_path / "large", 16, Doubling())
     with pytest.raises(
@@ -182,10 +195,10 @@ def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
         upscale(photos, photos.parent, 16, Doubling())
     with pytest.raises(ValueError, match="lies in .*whose images are enlarged"):
         upscale(photos, photos / "large", 16, Doubling())
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="there is nothing at .*nowhere"):
         upscale(tmp_path / "nowhere", tmp_path / "x", 16, Doubling())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="There is no image in .*empty"):
+    with pytest.raises(ValueError, match="no image in .*empty"):
         upscale(tmp_path / "empty", tmp_path / "x", 16, Doubling())
     write(photos / "c.d.png")
     with pytest.raises(ValueError, match=r"would both become c\.d\.png"):

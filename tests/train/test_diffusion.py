@@ -14,7 +14,7 @@ from davae.backbones.lora import merge_lora, prepare_lora
 from davae.backbones.settings import LoraSettings
 from davae.core.flow import from_sigma, interpolate, predicted_data, shift_time, sigma_shift
 from davae.core.layout import LatentLayout
-from davae.core.losses import weighted_mse
+from davae.core.losses import velocity_cosine, weighted_mse
 from davae.core.schedules import detail_weight, min_snr_weight
 from davae.data.latent_cache import CacheManifest, LatentCache, write_cache
 from davae.train.batch import Batch
@@ -253,10 +253,12 @@ def test_merged_lora_is_an_ordinary_model(tmp_path: Path) -> None:
     )
 
 
-def test_a_killed_lora_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lag", [0.0, 0.3])
+def test_a_killed_lora_training_goes_on_bit_for_bit(lag: float, tmp_path: Path) -> None:
     latents = cache(tmp_path / "latents")
     straight, broken, resumed = (
-        diffusion(prepare_lora(upgraded(), LoraSettings(rank=2), seed=0), checkpoint_every=2) for _ in range(3)
+        diffusion(prepare_lora(upgraded(), LoraSettings(rank=2), seed=0), checkpoint_every=2, detail_lag=lag)
+        for _ in range(3)
     )
     fit(straight, latents)
 
@@ -313,9 +315,100 @@ def test_the_task_computes_the_data_objective() -> None:
     assert total.item() == pytest.approx(want.item(), rel=1e-5)
 
 
+def at_times(*times: float) -> Batch:
+    """A batch whose training times, without shift, are these."""
+    return batch(*range(len(times))) | {"normal": torch.logit(torch.tensor(times))}
+
+
+def seen_by_the_transformer(task: DiffusionTask, given: Batch) -> tuple[Tensor, Tensor]:
+    """(noisy latents, time) that it is asked about."""
+    seen: list[Any] = []
+    hook = task.learners["transformer"].network.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments))
+    loss(task, 5, given)
+    hook.remove()
+    return seen[0], seen[1]
+
+
+def test_a_detail_that_lags_is_noisier_than_its_base() -> None:
+    # The clock runs to 1.5; at 0.3 the detail waits, at 0.9 both are on their way, at 1.2 the base has arrived.
+    given = at_times(0.2, 0.6, 0.8)
+    noisy, told = seen_by_the_transformer(diffusion(detail_lag=0.5), given)
+    torch.testing.assert_close(told, torch.tensor([0.3, 0.9, 1.2]))
+    base, detail = (torch.tensor(times).view(-1, 1, 1, 1) for times in ((0.3, 0.9, 1.0), (0.0, 0.4, 0.7)))
+    want = [
+        time * data + (1 - time) * noise
+        for time, data, noise in zip(
+            (base, detail), LAYOUT.split(given["latent"]), LAYOUT.split(given["noise"]), strict=True
+        )
+    ]
+    torch.testing.assert_close(noisy, LAYOUT.join(*want))
+
+
+@pytest.mark.parametrize("settings", [{}, {"cosine_masked": False}, {"objective": "data", "min_snr_gamma": 5.0}])
+def test_without_a_lag_the_loss_is_that_of_one_time_bit_for_bit(settings: dict[str, Any]) -> None:
+    task, given = diffusion(detail_lag=0.0, **settings), batch(0, 1, 2, 3)
+    time = task.times(given["normal"])
+    noisy = interpolate(given["latent"], given["noise"], time)
+    seen, told = seen_by_the_transformer(task, given)
+    assert torch.equal(seen, noisy)
+    assert torch.equal(told, time)
+    predicted = task.learners["transformer"].network(noisy, time, given["label"]).sample
+    target, weights = given["latent"] - given["noise"], LAYOUT.channel_weights(0.5)
+    if settings.get("objective") == "data":
+        errors = weighted_mse(predicted_data(noisy, predicted, time), given["latent"], weights)
+        errors = errors * min_snr_weight(time, 5.0)
+    else:
+        errors = weighted_mse(predicted, target, weights)
+    cosine = velocity_cosine(predicted, target, weights if settings.get("cosine_masked", True) else None)
+    assert torch.equal(loss(task, 5, given)[0], errors.mean() + cosine.mean())
+
+
+@pytest.mark.parametrize("settings", [{}, {"cosine_masked": False}, {"objective": "data"}])
+def test_a_base_that_has_arrived_is_not_asked_for_its_velocity(settings: dict[str, Any]) -> None:
+    task = diffusion(detail_lag=0.5, **settings)
+    model, rows = task.learners["transformer"].network, {}
+    for name, time in (("arrived", 0.9), ("on its way", 0.6), ("detail waits", 0.2)):
+        model.zero_grad()
+        loss(task, 10, at_times(time))[0].backward()
+        gradient = model.final_layer.linear.weight.grad.abs()
+        rows[name] = (float(gradient[:4].max()), float(gradient[4:].max()))
+    assert rows["arrived"][0] == 0
+    assert min(rows["arrived"][1], *rows["on its way"], *rows["detail waits"]) > 1e-3
+    total, _ = loss(task, 0, at_times(0.9))  # nothing counts yet: the base has arrived, the detail has no weight
+    assert torch.isfinite(total)
+    both, alone = at_times(0.6, 0.9), at_times(0.6)
+    assert loss(task, 10, both)[1]["loss_base"] == pytest.approx(loss(task, 10, alone)[1]["loss_base"], rel=1e-5)
+
+
+def test_min_snr_weighs_every_channel_by_its_own_time() -> None:
+    task = diffusion(detail_lag=0.5, objective="data", min_snr_gamma=5.0, cosine_weight=0.0)
+    given = at_times(0.6)  # base at 0.9: 5 in place of 9; detail at 0.4
+    noisy, told = seen_by_the_transformer(task, given)
+    predicted = task.learners["transformer"].network(noisy, told, given["label"]).sample
+    base, detail = LAYOUT.split((predicted - (given["latent"] - given["noise"])).square())
+    want = (5.0 * 0.1**2 * base.mean() + 0.4 / 0.6 * 0.6**2 * detail.mean()) / 2
+    assert loss(task, 10, given)[0].item() == pytest.approx(want.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [0, 5, 10])
+def test_min_snr_makes_both_objectives_one_loss(step: int) -> None:
+    of_data, of_velocity = (
+        loss(diffusion(objective=objective, min_snr_gamma=2.0), step)[0] for objective in ("data", "velocity")
+    )
+    assert of_velocity.item() == pytest.approx(of_data.item(), rel=1e-4)
+    assert of_velocity.item() != pytest.approx(loss(diffusion(), step)[0].item(), rel=0.1)
+
+
+@pytest.mark.parametrize(("step", "ramp"), [(0, 0.0), (5, 0.5), (10, 1.0)])
+@pytest.mark.parametrize("end", [0.25, 3.0])
+def test_the_ramp_ends_at_the_weight_of_the_detail(step: int, ramp: float, end: float) -> None:
+    total, values = loss(diffusion(cosine_weight=0.0, detail_weight=end), step)
+    assert values["detail_weight"] == pytest.approx(ramp * end)
+    want = (values["loss_base"] + ramp * end * values["loss_detail"]) / (1 + ramp * end)
+    assert total.item() == pytest.approx(want, rel=1e-5)
+
+
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="min_snr_gamma weighs the error of the data"):
-        diffusion(min_snr_gamma=5.0)
     with pytest.raises(ValueError, match="frozen_precision bf16 needs precision bf16"):
         diffusion(lora=LoraSettings(frozen_precision="bf16"))
 

@@ -5,7 +5,6 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import assert_close
-from tiny_pair import build_tiny_pair, start_davae
+from tiny_pair import build_tiny_pair, free_port, start_davae, start_davae_twice
 
 STEPS, JUDGE = 20, 16
 
@@ -39,12 +38,6 @@ def recipe(folder: Path, name: str) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rows(folder: Path, name: str, stage: str) -> list[dict[str, Any]]:
@@ -90,12 +83,7 @@ def test_accelerate_launch_trains_what_one_process_does(folder: Path) -> None:
 
 def in_two_processes(folder: Path, name: str, verb: str) -> list[Any]:
     """What the launcher does, without its start-up."""
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    arguments = [verb, folder / f"{name}.yaml", "--runs-dir", folder]
-    return [
-        start_davae(arguments, folder / f"{name}-{rank}.log", RANK=str(rank), LOCAL_RANK=str(rank), **world)
-        for rank in range(2)
-    ]
+    return start_davae_twice([verb, folder / f"{name}.yaml", "--runs-dir", folder], folder, name)
 
 
 def finetuning(folder: Path, name: str) -> None:

@@ -13,13 +13,21 @@ from torch import Tensor, nn
 
 import davae
 from davae.core.losses import alignment, hinge_discriminator
+from davae.core.sharpness import pyramid_distance, spectral_distance
 from davae.data.solids import SolidsSource
 from davae.train.batch import Batch
 from davae.train.checkpoint import CheckpointStore
 from davae.train.feed import Share, feed
 from davae.train.image_set import ImageSet
 from davae.train.loop import train
-from davae.train.objective import AdversarialConfig, AutoencoderConfig, PerceptualConfig, TokenizerConfig
+from davae.train.objective import (
+    AdversarialConfig,
+    AutoencoderConfig,
+    PerceptualConfig,
+    PyramidConfig,
+    SpectrumConfig,
+    TokenizerConfig,
+)
 from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
 from davae.train.settings import OptimConfig
 from davae.train.tokenizer import TokenizerTask
@@ -188,6 +196,25 @@ def test_the_judge_pulls_as_hard_as_its_weight_says() -> None:
     assert float((after - before).norm() / before.norm()) == pytest.approx(0.1, rel=0.1)
 
 
+def test_a_judge_from_the_first_step_pulls_as_hard_from_there() -> None:
+    settings: dict[str, Any] = {"align_weight": 0.0, "kl_weight": 0.0}
+    alone, judged_at_once = tokenizer(**settings), judged(start_step=0, **settings)
+    before, after = (pull(task, task.reconstructor.last_weight) for task in (alone, judged_at_once))
+    assert float((after - before).norm() / before.norm()) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_training_with_a_judge_from_the_first_step_still_learns_to_reconstruct(every: int) -> None:
+    """Its weight is measured before the judge has learned anything, and does not hit the clamp."""
+    task, ratios = judged(start_step=0, steps=40, adaptive_every=every), []
+    start = float(loss(task)[1]["l1"])
+    fit(task, hooks=[(1, lambda done: ratios.append(float(task.state["ratio.adversarial"])))])
+    assert len(ratios) == 40
+    assert all(0 < ratio < 1e4 for ratio in ratios)
+    assert len(set(ratios)) == 40 // every
+    assert float(loss(task)[1]["l1"]) < 0.7 * start
+
+
 def test_a_judge_may_have_a_fixed_weight() -> None:
     """As in the text-to-image branch."""
     judge = AdversarialConfig(start_step=0, width=4, weight=0.25, adaptive=False)
@@ -245,20 +272,41 @@ def test_a_perceptual_distance_has_its_weight() -> None:
     assert total.item() == pytest.approx(float(values["l1"] + 3 * values["perceptual"]), rel=1e-5)
 
 
+def test_sharpness_has_its_weights_beside_l1() -> None:
+    sharp = {"pyramid": PyramidConfig(weight=2.0, levels=2), "spectrum": SpectrumConfig(weight=3.0, focus=0.5)}
+    task, batch = tokenizer(align_weight=0.0, kl_weight=0.0, **sharp), images(0, 1, 2, 3)
+    total, values = loss(task, batch=batch)
+    want = values["l1"] + 2 * values["pyramid"] + 3 * values["spectrum"]
+    assert float(total.detach()) == pytest.approx(float(want), rel=1e-5)
+    outputs = task.loss("autoencoder", task.reconstructor.network, batch, 0).outputs
+    fake, real = outputs["fake"], outputs["real"]
+    assert float(values["pyramid"]) == pytest.approx(float(pyramid_distance(fake, real, 2)))
+    assert float(values["spectrum"]) == pytest.approx(float(spectral_distance(fake, real, 0.5)))
+    assert not {"pyramid", "spectrum"} & loss(tokenizer())[1].keys()
+
+
+def test_adaptive_weights_are_shares_of_the_whole_reconstruction() -> None:
+    settings: dict[str, Any] = {"kl_weight": 0.0, "detail_dropout": 0, "pyramid": PyramidConfig(weight=5.0)}
+    with_it, without = (tokenizer(align_weight=weight, **settings) for weight in (0.5, 0.0))
+    both, reference = (pull(task, task.reconstructor.latent_weight) for task in (with_it, without))
+    assert float((both - reference).norm() / reference.norm()) == pytest.approx(0.5, rel=0.02)
+
+
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_a_summed_reconstruction_is_its_mean_times_the_numbers_of_an_image(adaptive: bool) -> None:
-    """As in VA-VAE: L1 and distance together. A ratio to it grows alike, a fixed weight and the KL term do not."""
+    """As in VA-VAE: L1 and distances together. A ratio to it grows alike, a fixed weight and the KL term do not."""
 
     def distance(fakes: Tensor, references: Tensor) -> Tensor:
         return (fakes - references).square().flatten(1).mean(dim=1)
 
-    settings: dict[str, Any] = {"align_adaptive": adaptive, "kl_weight": 0.25, "perceptual": PerceptualConfig()}
+    settings: dict[str, Any] = {"align_adaptive": adaptive, "kl_weight": 0.25}
+    settings |= {"perceptual": PerceptualConfig(), "pyramid": PyramidConfig()}
     (mean, of_mean), (total, of_sum) = (
         loss(judged(0, distance=distance, reconstruction_reduction=reduction, **settings))
         for reduction in ("mean", "sum")
     )
     numbers, kl = 3 * 32 * 32, 0.25 * of_mean["kl"]
-    for name in ("l1", "perceptual", "kl", "align", "adversarial"):
+    for name in ("l1", "pyramid", "perceptual", "kl", "align", "adversarial"):
         assert float(of_sum[name]) == pytest.approx(float(of_mean[name]), rel=1e-6)
     for name in ("adversarial_weight", "align_weight") if adaptive else ("adversarial_weight",):
         assert float(of_sum[name]) == pytest.approx(numbers * float(of_mean[name]), rel=1e-4)

@@ -125,6 +125,12 @@ class Backbone:
     condition_shapes: Callable[[Any, int], Shapes] | None = None
     """(config, max length in tokens) -> names, shapes and dtypes of one sample's conditions, as `velocity` takes
     them: for estimates and random inputs without a text encoder. None where the family is not trained."""
+    blocks: str | None = None
+    """Name of the module list whose blocks the tokens of the image go through, each giving [B, N, D]; `num_layers` of
+    the config counts them. None where nobody has looked inside."""
+    denoise_anything: Callable[[nn.Module, Tensor, Tensor], object] | None = None
+    """(transformer, latent [B, K, h, w] on the path t x + (1 - t) n, native time t [B]) -> its prediction without a
+    class, which nobody looks at: the call is for what its blocks make of the latent. Given with `blocks`."""
     text_parts: tuple[str, ...] = ()
     """Names of the pipeline's components that encode text, tokenizers among them."""
     encode_text: Callable[[Any, list[str], int], dict[str, Tensor]] | None = None
@@ -139,6 +145,7 @@ class Backbone:
 
     def __post_init__(self) -> None:
         training = self._expect_all_or_none("velocity", "condition_shapes")
+        self._expect_all_or_none("blocks", "denoise_anything")
         encoding = self._expect_all_or_none("text_parts", "encode_text", "count_tokens")
         contradictions = {
             f"it is trained, and predicts {self.convention}: allowed are {', '.join(FLOW_CONVENTIONS)}": (

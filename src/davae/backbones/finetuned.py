@@ -7,11 +7,12 @@ import diffusers
 from diffusers.loaders.lora_base import LoraBaseMixin
 
 from davae.backbones.adapter import LORA_FILE, load_adapter, read_adapter, set_heads
-from davae.backbones.libraries import stored_class
+from davae.backbones.libraries import home_of, stored_class
 from davae.models.autoencoder import AutoencoderDA
 from davae.models.instead import instead_of, is_pipeline
 from davae.models.loading import load_autoencoder
 from davae.models.plain import expect_plain
+from davae.models.saved_weights import read_config
 from davae.models.saving import verify
 
 _SCHEDULER = "scheduler"
@@ -51,7 +52,7 @@ def load_finetuned(pipe: Any, folder: str | Path, autoencoder: str | Path | None
     if autoencoder is not None:
         components["vae"] = _trained_autoencoder(pipe.vae, Path(autoencoder))
     if (source / _SCHEDULER).is_dir():
-        components[_SCHEDULER] = _stored_scheduler(pipe.scheduler, source / _SCHEDULER)
+        components[_SCHEDULER] = stored_scheduler(source / _SCHEDULER)
 
     if attaches:
         set_heads(pipe.transformer, adapter.heads)
@@ -115,8 +116,14 @@ def _trained_autoencoder(current: AutoencoderDA, path: Path) -> Any:
     return trained.to(current.device, current.dtype)
 
 
-def _stored_scheduler(current: Any, folder: Path) -> Any:
-    """The scheduler in a folder, of the class that it was saved as, whatever the pipeline has now."""
-    config = type(current).load_config(folder)
-    cls = stored_class(folder / current.config_name, "diffusers", config.get("_class_name"), diffusers.SchedulerMixin)
-    return cls.from_config(config)
+def stored_scheduler(folder: Path) -> Any:
+    """The scheduler in a folder, of the class that it was saved as.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: neither davae nor diffusers has the class.
+    """
+    file = folder / diffusers.SchedulerMixin.config_name
+    config = read_config(file)
+    name = config.get("_class_name", "")
+    return stored_class(file, home_of(name), name, diffusers.SchedulerMixin).from_config(config)

@@ -44,6 +44,11 @@ def library_of(file: Path, library: object, class_name: object) -> ModuleType:
     )
 
 
+def home_of(class_name: object) -> str:
+    """The library of a class that a file names alone: davae where the name is one of ours, else diffusers."""
+    return "davae" if class_name in LIBRARIES["davae"].__all__ else "diffusers"
+
+
 def stored_class(file: Path, library: str, name: str, kind: type) -> Any:
     """A class by the names that a saved file gives.
 

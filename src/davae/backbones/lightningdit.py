@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from davae.backbones.base import Backbone, Shapes
+from davae.backbones.base import Backbone, Shapes, config_of
 
 
 def _velocity(transformer: nn.Module, noisy: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     return transformer(noisy, time, conditions["label"]).sample
+
+
+def _denoise_anything(transformer: nn.Module, noisy: Tensor, time: Tensor) -> Tensor:
+    no_class = torch.full((len(noisy),), config_of(transformer)["num_classes"], device=noisy.device)
+    return _velocity(transformer, noisy, time, {"label": no_class})
 
 
 def _condition_shapes(config: Any, max_length: int) -> Shapes:
@@ -35,4 +40,6 @@ LIGHTNINGDIT = Backbone(
     takes_interval=True,
     velocity=_velocity,
     condition_shapes=_condition_shapes,
+    blocks="blocks",
+    denoise_anything=_denoise_anything,
 )

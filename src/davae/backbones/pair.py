@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 from davae.backbones.base import Backbone
-from davae.backbones.libraries import LIBRARIES, library_of, stored_class
+from davae.backbones.libraries import home_of, library_of, stored_class
 from davae.backbones.registry import BACKBONES
 from davae.models.loading import explained, pipeline_folder
 from davae.models.saved_weights import CONFIG, read_config, readable
@@ -81,8 +81,7 @@ class Pair:
         Raises:
             ValueError: neither davae nor diffusers has it.
         """
-        library = "davae" if self.pipeline_name in LIBRARIES["davae"].__all__ else "diffusers"
-        return stored_class(self._file, library, self.pipeline_name, diffusers.DiffusionPipeline)
+        return stored_class(self._file, home_of(self.pipeline_name), self.pipeline_name, diffusers.DiffusionPipeline)
 
     @property
     def backbone(self) -> Backbone:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from davae import __version__
-from davae.cli import analyze, convert, doctor, evaluate, export, generate, keys, recipe, tables, upscale
+from davae.cli import analyze, convert, doctor, evaluate, export, generate, keys, recipe, sweep, tables, upscale
 from davae.cli.grammar import Parser, Verb
 
 STAGE_VERBS = recipe.STAGE_VERBS
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"davae {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
-    for name, verb in {**recipe.VERBS, "evaluate": evaluate.VERB, **TOOLS}.items():
+    for name, verb in {**recipe.VERBS, "evaluate": evaluate.VERB, "sweep": sweep.VERB, **TOOLS}.items():
         command = verbs.add_parser(
             name,
             help=verb.help,

@@ -1,18 +1,25 @@
 """`davae evaluate`: a run by its recipe, any autoencoders side by side, or any images; `davae statistics`."""
 
 import argparse
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from davae.cli import prompted, recipe
-from davae.cli.grammar import Verb, path, path_or_name
+from davae.cli.grammar import Verb, given, names_of, path, path_or_name
 from davae.cli.quiet import quieten
 
 if TYPE_CHECKING:
+    from davae.cli.terminal import Watch
+    from davae.evaluate.spaces.resize import Protocol
     from davae.tools.judge import Judging
 
 METRICS = "fid,sfid,is,kid,precision-recall,mind"
 """What is measured unless --metrics says otherwise: what one network gives."""
 _STATISTICS = "fid,sfid"
+_OF_FEATURES, _BY_CATEGORY = "frechet,kid", "fid"
+_OF_IMAGES = ("protocol", "strict", "weights", "download", "batch_size", "features", "categories", "kind", "upscale")
+_JUDGED = ("reference", "metrics", "count", *_OF_IMAGES)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +36,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="saved autoencoders or pipelines, or hub ids",
     )
-    table.add_argument("--size", type=int, help="side of center squares, pixels (default: whole images)")
+    table.add_argument(
+        "--size", type=int, help="side of center squares, pixels (default: whole images); with --upscale, see there"
+    )
     judged = parser.add_argument_group(
-        "any images against any others", "--images is a folder, tar shards, or an npz with arr_0"
+        "any images against any others",
+        "--images is a folder, tar shards, or an npz with arr_0; or of features, as --reference then is",
     )
     judged.add_argument(
         "--reference",
@@ -42,8 +52,19 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--metrics",
         metavar="NAMES",
-        help="of fid, sfid, is, is-shuffled, kid, kid-biased, precision-recall, mind, fdd, cmmd "
-        f"(default: {METRICS}); with --prompts of clip-score, clip-score-hessel",
+        help="of fid, sfid, is, is-shuffled, kid, kid-biased, precision-recall, mind, fdd, cmmd, fd-solids, "
+        f"solids-accuracy, solids-fineness (default: {METRICS}); with --prompts of clip-score, clip-score-hessel, "
+        "solids-accuracy; "
+        "of features: frechet, kid, kid-biased, precision-recall, mind",
+    )
+    judged.add_argument(
+        "--categories", type=path, metavar="FILE", help="MJHQ-30K's meta_data.json: each category, and all of them"
+    )
+    judged.add_argument("--kind", choices=("baseline", "preview"), help="in place of the images, what is beside them")
+    judged.add_argument(
+        "--upscale",
+        metavar="SPEC",
+        help="enlarge the images first, to --size N on the shorter side, into OUT/enlarged; as of davae upscale",
     )
     judged.add_argument("--count", type=int, metavar="N", help="refuse another number of images")
     _add_judging(judged)
@@ -55,8 +76,8 @@ def _add_judging(parser: argparse._ActionsContainer) -> None:
     """Options of everything that takes features of images."""
     parser.add_argument(
         "--protocol",
-        choices=("adm", "pytorch-fid", "clean"),
-        help="how Inception's images are resized (default: adm)",
+        metavar="NAMES",
+        help="how Inception's images are resized: of adm, pytorch-fid, clean (default: adm)",
     )
     parser.add_argument("--strict", action="store_true", help="refuse files that are no usable image")
     parser.add_argument(
@@ -64,7 +85,7 @@ def _add_judging(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="SPACE=PATH",
-        help="weights of inception, dinov2 or clip-336 from a file, a folder or a hub name",
+        help="weights of inception, dinov2, clip-336 or solids from a file, a folder or a hub name",
     )
     parser.add_argument("--download", action="store_true", help="fetch public weights that are not here")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images through a network at once (default: 32)")
@@ -88,22 +109,20 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if prompted.is_asked(options):
         return prompted.run(options)
-    judged = _given(options, "reference", "metrics", "count", "protocol", "strict", "weights", "download") + _given(
-        options, "batch_size", "features"
-    )
-    table = _given(options, "autoencoders", "size")
+    judged, table = given(options, *_JUDGED), given(options, "autoencoders", "size")
     if options.recipe and not (options.images or options.out or judged or table):
         return recipe.run_stages(options)
-    if options.recipe or options.images is None or (judged and table) or _given(options, "set"):
+    if options.recipe or options.images is None or (judged and options.autoencoders) or given(options, "set"):
         raise ValueError(
             "evaluate takes a recipe; or --images FOLDER with --autoencoders PATH ...; or --images PATH with "
             "--reference PATH and --metrics NAMES. 'davae evaluate --help' shows all three."
         )
-    return _autoencoders(options) if table else _judge(options)
-
-
-def _given(options: argparse.Namespace, *names: str) -> list[str]:
-    return [name for name in names if getattr(options, name)]
+    if not options.autoencoders and (options.size is None) != (options.upscale is None):
+        raise ValueError(
+            "--size belongs to --autoencoders PATH ..., and to --upscale SPEC, which needs it; judged images are "
+            "resized by their protocol."
+        )
+    return _autoencoders(options) if options.autoencoders else _judge(options)
 
 
 def _autoencoders(options: argparse.Namespace) -> int:
@@ -111,8 +130,6 @@ def _autoencoders(options: argparse.Namespace) -> int:
     from davae.cli.terminal import watch
     from davae.tools.autoencoders import evaluate_autoencoders, table_of
 
-    if not options.autoencoders:
-        raise ValueError("--size belongs to --autoencoders PATH ...; judged images are resized by their protocol.")
     with watch() as progress:
         results = evaluate_autoencoders(options.autoencoders, options.images, options.size, options.out, progress)
     progress.show(table_of(results))
@@ -122,14 +139,31 @@ def _autoencoders(options: argparse.Namespace) -> int:
 def _judge(options: argparse.Namespace) -> int:
     quieten()
     from davae.cli.terminal import watch
+    from davae.evaluate.feature_files import is_feature_file
     from davae.tools.judge import judge, table_of
 
-    judging = _judging(options, METRICS)
+    is_features = is_feature_file(options.images)
+    if is_features and (idle := given(options, *_OF_IMAGES)):
+        raise ValueError(f"{idle[0]} has no effect: {options.images} holds features, not images. Leave it out.")
+    judging = _judging(options, _OF_FEATURES if is_features else _BY_CATEGORY if options.categories else METRICS)
     with watch() as progress:
-        results = judge(options.images, options.reference, judging, options.out, progress)
+        images = _enlarged(options, progress) if options.upscale else options.images
+        results = judge(images, options.reference, judging, options.out, progress)
     if results.measurements:  # of several processes the first one has them
         progress.show(table_of(results))
     return 0
+
+
+def _enlarged(options: argparse.Namespace, progress: "Watch") -> Path:
+    """The folder of the images once they are enlarged."""
+    from davae.run.paths import refuse_claimed
+    from davae.sampling.upscaling import open_upscaler
+    from davae.tools.upscale import upscale
+
+    if options.out is None or options.kind:
+        raise ValueError("--upscale SPEC enlarges images, not what is beside them, and needs --out, where they stay.")
+    refuse_claimed(options.out, "the judgement")
+    return upscale(options.images, options.out / "enlarged", options.size, open_upscaler(options.upscale), progress)
 
 
 def _statistics(options: argparse.Namespace) -> int:
@@ -138,6 +172,8 @@ def _statistics(options: argparse.Namespace) -> int:
     from davae.tools.judge import make_statistics
 
     judging = _judging(options, _STATISTICS)
+    if len(judging.protocols) > 1:
+        raise ValueError(f"A statistics file is of one protocol; got {options.protocol}. Make a file of each.")
     with watch() as progress:
         make_statistics(options.images, options.out, judging, progress)
     return 0
@@ -148,15 +184,29 @@ def _judging(options: argparse.Namespace, metrics: str) -> "Judging":
 
     weights = dict(_pair(given) for given in options.weights)
     return Judging(
-        metrics=[name.strip() for name in (options.metrics or metrics).split(",") if name.strip()],
-        protocol=options.protocol or "adm",
+        metrics=names_of(options.metrics or metrics),
+        protocols=_protocols(options.protocol or "adm"),
         weights=weights,
         allow_download=options.download,
         is_strict=options.strict,
         count=options.count,
         batch_size=32 if options.batch_size is None else options.batch_size,
         folder=options.features,
+        kind=getattr(options, "kind", None) or "",
+        categories=getattr(options, "categories", None),
+        prompts=getattr(options, "prompts", None),  # statistics of a reference have none
     )
+
+
+def _protocols(text: str) -> "list[Protocol]":
+    from davae.evaluate.spaces.resize import PROTOCOLS
+
+    names = list(dict.fromkeys(names_of(text)))
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        close = get_close_matches(unknown[0], PROTOCOLS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"Unknown protocol '{unknown[0]}'.{hint} Allowed: {', '.join(PROTOCOLS)}.")
+    return [name for name in PROTOCOLS if name in names]
 
 
 def _pair(given: str) -> tuple[str, str]:
@@ -174,6 +224,8 @@ VERB = Verb(
         "evaluate runs/sd35m-1k": "measure a run that is there once more",
         "evaluate --images DRAWN --reference PHOTOS --metrics fid,kid --download": "any images against any others",
         "evaluate --images samples.npz --reference VIRTUAL_imagenet256_labeled.npz": "ADM's protocol and reference",
+        "evaluate --images DRAWN --reference MJHQ --categories meta_data.json --protocol clean": "MJHQ-30K",
+        "evaluate --images DRAWN --prompts prompts.txt --metrics solids-accuracy": "drawn solids",
         "evaluate --geneval DRAWN --prompts evaluation_metadata.jsonl --out judged": "GenEval, and what failed",
         "evaluate --images DRAWN --prompts prompts.txt": "CLIP score",
         "evaluate --autoencoders vae runs/x/tokenizer --images PHOTOS --out table": "autoencoders side by side",

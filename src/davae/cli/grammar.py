@@ -35,6 +35,17 @@ def path_or_name(text: str) -> str:
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
+def given(options: argparse.Namespace, *names: str) -> list[str]:
+    """Those of some options that the command line has, as they are written: "--batch-size"."""
+    values = {name: getattr(options, name, None) for name in names}
+    return [f"--{name.replace('_', '-')}" for name, value in values.items() if value not in (None, False, [], "")]
+
+
+def names_of(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that suggests the nearest verb."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STAGE_VERBS = {
     "pretrain": "make a base pair from scratch: an autoencoder, then a transformer on its latents",
+    "train-judge": "train a judge of rendered solids, by which drawn ones are measured",
     "train-tokenizer": "train the detail encoder and joint decoder over the frozen base, then calibrate",
     "cache": "encode the training images once",
     "prompts": "encode the captions once (text to image)",

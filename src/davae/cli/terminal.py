@@ -22,9 +22,12 @@ NAMES = {
     "loss_base": "base",
     "loss_detail": "detail",
     "l1": "l1",
+    "pyramid": "pyramid",
+    "spectrum": "spectrum",
     "perceptual": "perceptual",
     "psnr": "psnr",
     "align": "align",
+    "generative": "generative",
     "vision": "vision",
     "adversarial": "adversarial",
 }

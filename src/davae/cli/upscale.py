@@ -9,7 +9,7 @@ SPEC_HELP = "bilinear, bicubic, catmull-rom, lanczos, esrgan:FILE, spandrel:FILE
 
 
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="folder of images")
+    parser.add_argument("source", type=Path, metavar="IN", help="folder of images, tar shards, or an npz with arr_0")
     parser.add_argument("out", type=Path, metavar="OUT", help="where the same names go, as .png; goes on there")
     parser.add_argument("--size", type=int, required=True, help="of the shorter side, pixels; the shape is kept")
     parser.add_argument("--with", dest="spec", required=True, metavar="SPEC", help=SPEC_HELP)

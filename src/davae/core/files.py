@@ -4,6 +4,7 @@ A file or folder is written beside its place under a temporary name, `.NAME.MACH
 complete. `sweep` removes what processes left under such names when they were killed.
 """
 
+import errno
 import hashlib
 import os
 import platform
@@ -24,6 +25,7 @@ _MODEL_SUFFIXES = (".json", ".safetensors")
 _MACHINE = platform.node().replace(".", "-") or "unknown"
 _TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")  # no process has a number of ten digits
 _UNFINISHED = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]+")  # ours and safetensors'
+_WITHOUT_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _FOREIGN_AGE = 24 * 3600.0  # seconds
 _open: set[Path] = set()  # what this process is writing
 
@@ -67,6 +69,21 @@ def replacing_folder(path: Path, sync: bool = False) -> Iterator[Path]:
         finally:
             if replaced.exists() and not path.exists():  # interrupted in between
                 replaced.rename(path)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The files of a folder in another one too, without a second copy of their bytes; whole or not at all.
+
+    Neither depends on the other afterwards: what is written here takes the place of a name, never of bytes. Where the
+    file system cannot link, they are copied.
+    """
+    with replacing_folder(target) as folder:
+        for file in sorted(source.rglob("*")):
+            place = folder / file.relative_to(source)
+            if file.is_dir():
+                place.mkdir(exist_ok=True)
+            elif not _UNFINISHED.fullmatch(file.name):
+                _link(file, place)
 
 
 def sweep(folder: Path) -> None:
@@ -218,6 +235,15 @@ def _is_left(path: Path) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        place.hardlink_to(file)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        shutil.copy2(file, place)
 
 
 def _sync(path: Path) -> None:

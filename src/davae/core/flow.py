@@ -3,6 +3,10 @@
 Native time t runs from 0 (noise) to 1 (data): x_t = t * data + (1 - t) * noise, velocity = data - noise
 (LightningDiT, SiT). diffusers' flow-matching schedulers use sigma = 1 - t and the opposite velocity,
 noise - data.
+
+Where the detail lags behind the base, both follow one clock, from 0 to 1 + lag: the base's time is min(clock, 1), the
+detail's max(clock - lag, 0). Schedules say how fast the clock runs, and never change the pairs of times that it
+passes. Without a lag the clock is the time.
 """
 
 import torch
@@ -10,12 +14,12 @@ from torch import Tensor
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape [B] so that it broadcasts over [B, ...]."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+    """Reshape [B], or [B, K], so that it broadcasts over [B, K, ...]."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
 def interpolate(data: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """x_t = t * data + (1 - t) * noise, with `time` [B] in [0, 1]."""
+    """x_t = t * data + (1 - t) * noise, with `time` [B] in [0, 1], or [B, K]: a time a channel."""
     t = per_sample(time, data)
     return t * data + (1 - t) * noise
 
@@ -26,8 +30,18 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
 
 
 def predicted_data(sample: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
-    """Data that a velocity points to: x_1 = x_t + (1 - t) * v."""
+    """Data that a velocity points to: x_1 = x_t + (1 - t) * v, with `time` as in `interpolate`."""
     return sample + (1 - per_sample(time, sample)) * velocity
+
+
+def lag_clock(time: Tensor, lag: float) -> Tensor:
+    """The clock's state at a share `time` of its way, in [0, 1]: it runs evenly from 0 to 1 + lag."""
+    return time + lag * time
+
+
+def clock_times(clock: Tensor, lag: float) -> tuple[Tensor, Tensor]:
+    """Native times of the base and of the detail, each as `clock`."""
+    return clock.clamp(max=1), (clock - lag).clamp(0, 1)  # at its end, clock - lag is 1 up to rounding
 
 
 def shift_time(time: Tensor, shift: float) -> Tensor:

@@ -84,6 +84,12 @@ class LatentLayout:
         weights[self.base_channels :] = detail_weight
         return weights
 
+    def spread(self, base: Tensor, detail: Tensor) -> Tensor:
+        """One number for the base and one for the detail, [B] each, as a number a channel: [B, C + D]."""
+        return torch.cat(
+            [base[:, None].expand(-1, self.base_channels), detail[:, None].expand(-1, self.detail_channels)], dim=1
+        )
+
     def _edges(self) -> list[int]:
         steps = self.base_channels
         return [round(self.detail_channels * k / steps) for k in range(steps + 1)]

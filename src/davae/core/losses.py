@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from davae.core.flow import per_sample
 from davae.core.layout import LatentLayout
 from davae.core.schedules import normalise_weights
 
@@ -43,24 +44,41 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([g.float().norm() for g in gradients]).norm()
 
 
-def weighted_mse(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Channel-weighted MSE per sample, [B]: weights [C] are scaled to mean 1 (None: all ones)."""
+def weighted_mse(
+    predicted: Tensor, target: Tensor, weights: Tensor | None = None, emphasis: Tensor | None = None
+) -> Tensor:
+    """Channel-weighted MSE per sample, [B].
+
+    Args:
+        predicted: [B, C, ...].
+        target: likewise.
+        weights: of the channels, [C]; they are scaled to mean 1. None: all ones.
+        emphasis: of the samples, [B], or of each of their channels, [B, C]; taken as it is. None: all ones.
+    """
     error = (predicted - target).square()
     if weights is not None:
         error = error * normalise_weights(weights).to(error).reshape(1, -1, *[1] * (error.ndim - 2))
-    return error.flatten(1).mean(dim=1)
+    if emphasis is not None and emphasis.ndim > 1:
+        return (error * per_sample(emphasis, error)).flatten(1).mean(dim=1)
+    errors = error.flatten(1).mean(dim=1)
+    return errors if emphasis is None else errors * emphasis
 
 
 def velocity_cosine(predicted: Tensor, target: Tensor, weights: Tensor | None = None, eps: float = 1e-8) -> Tensor:
     """Velocity direction loss per sample, [B]: mean over positions of 1 - cos over channels (LightningDiT).
 
-    `weights` [C] enter the inner products, so that a channel of weight 0 has no influence. None is the
+    `weights` [C] or [B, C] enter the inner products, so that a channel of weight 0 has no influence. None is the
     authors' form, which lets the detail channels in from the first step.
     """
     if weights is None:
         return (1 - F.cosine_similarity(predicted, target, dim=1, eps=eps)).flatten(1).mean(dim=1)
-    root = weights.to(predicted).sqrt().reshape(1, -1, *[1] * (predicted.ndim - 2))
+    root = per_sample(torch.atleast_2d(weights.to(predicted).sqrt()), predicted)
     return velocity_cosine(predicted * root, target * root, eps=eps)
+
+
+def token_cosine(found: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of 1 - cos of features [B, N, D], a scalar in [0, 2]."""
+    return (1 - F.cosine_similarity(found.float(), target.float(), dim=-1)).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -44,12 +44,20 @@ class FeatureMoments:
     def update(self, batch: Tensor) -> None:
         """Add feature vectors [N, F]."""
         values = batch.detach().to("cpu", torch.float64)
-        count = values.shape[0]
         mean = values.mean(dim=0)
         centred = values - mean
+        self._add(values.shape[0], mean, centred.T @ centred)
+
+    def merge(self, other: "FeatureMoments") -> None:
+        """Add the vectors of others; there may be none."""
+        if other.count:
+            self._add(other.count, other.mean, other._scatter)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        """Chan's update by so many vectors of this mean and sum of squares about it."""
         total = self.count + count
         delta = mean - self.mean
-        self._scatter += centred.T @ centred + torch.outer(delta, delta) * (self.count * count / total)
+        self._scatter += scatter + torch.outer(delta, delta) * (self.count * count / total)
         self.mean += delta * (count / total)
         self.count = total
 

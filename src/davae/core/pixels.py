@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's red, green and blue in the unit range, by which vision networks normalise."""
+
 
 def uint8_to_signed(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> float32 in [-1, 1], channels last.

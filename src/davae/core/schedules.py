@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from davae.core.names import Objective
+
 
 def detail_weight(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
     """Cosine ramp w(n) of the detail loss from `start` at step 0 to `end` at `warmup_steps`, then constant."""
@@ -29,13 +31,16 @@ def logit_normal_time(normals: Tensor, mean: float = 0.0, std: float = 1.0) -> T
     return torch.sigmoid(mean + std * normals)
 
 
-def min_snr_weight(time: Tensor, gamma: float) -> Tensor:
-    """Weight of a sample's data error, min(t / (1 - t), gamma) in native time, [B].
+def min_snr_weight(time: Tensor, gamma: float, objective: Objective = "data") -> Tensor:
+    """Weight of a sample's squared error in native time, shaped as `time`: min(t / (1 - t), gamma) of the data's.
 
     The text-to-image branch takes the ratio of signal to noise itself, where Min-SNR (Hang et al. 2023) has its
-    square. On the velocity this is (1 - t)^2 min(t / (1 - t), gamma), which is t (1 - t) for t < gamma / (1 + gamma).
+    square. As x_1 = x_t + (1 - t) v, the data's squared error is (1 - t)^2 times the velocity's. Of the velocity's
+    the weight is therefore (1 - t)^2 min(t / (1 - t), gamma) = min(t (1 - t), gamma (1 - t)^2): the loss is the same.
     """
-    return (time / (1 - time)).clamp(max=gamma)
+    if objective == "data":
+        return (time / (1 - time)).clamp(max=gamma)
+    return torch.minimum(time * (1 - time), gamma * (1 - time) ** 2)
 
 
 def learning_rate_factor(step: int, warmup_steps: int = 0, total_steps: int = 0, final: float = 1.0) -> float:

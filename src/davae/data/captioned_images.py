@@ -1,175 +1,186 @@
-"""Image files and the captions that they are of, matched by what says so and never by chance."""
+"""Images and the captions that they are of, matched by what says so and never by chance."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from davae.data.annotations import json_lines, parse_captions, parse_json, parse_object, read_text
+from davae.data.drawn_folder import ALBUM, number_of
 from davae.data.errors import DataError
+from davae.data.image_list import ImageList, open_images
 from davae.data.mjhq import read_mjhq
 from davae.data.prompt_list import read_prompts
 
-_FORMS: Final = (".png", ".jpg", ".jpeg", ".webp")
-_BESIDE: Final = re.compile(r"(\d+)-\w+(\.\w+)")  # what was drawn beside an image
-_GRID: Final = "grid.png"
-_DRAWN: Final = "generation.json"
 _METADATA: Final = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image file and what it is of.
+    """An image and what it is of.
 
     Args:
-        name: path inside the folder, with slashes.
-        path: of the file.
+        name: path inside the folder, with slashes; of a sample in tar shards "shard/key".
+        read: its file's bytes; see `ImageList.content` for errors.
         caption: as it was written.
         category: of MJHQ-30K; empty elsewhere.
     """
 
     name: str
-    path: Path
+    read: Callable[[], bytes]
     caption: str
     category: str = ""
 
 
-def captioned_images(folder: Path, prompts: Path | None = None, kind: str = "") -> list[CaptionedImage]:
-    """The images of a folder with their captions.
+def captioned_images(place: Path, prompts: Path | None = None, kind: str = "") -> list[CaptionedImage]:
+    """The images of a folder or of tar shards with their captions.
 
     Args:
-        folder: what `davae generate --no-shards` or `davae sample` drew; images named by their ids where `prompts` is
-            MJHQ-30K's; or any images named by number, which prompts are of in their order.
-        prompts: file of the captions; None takes what the folder itself says, by metadata.jsonl or beside each image.
+        place: what `davae generate` or `davae sample` drew; images named by their ids where `prompts` is MJHQ-30K's;
+            or any images named by number, which prompts are of in their order.
+        prompts: file of the captions; None takes what the images themselves say: shards beside each image, a folder
+            by metadata.jsonl or beside each image.
         kind: "baseline" or "preview" takes what was drawn beside each image in its place; empty takes the images.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
-        DataError: an image has no caption, a caption no image, or they are not the same; the text names the first.
+        FileNotFoundError: there is no such file of prompts.
+        DataError: an image cannot be read or has no caption, a caption no image, or they are not the same; the text
+            names the first.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Correct the path.")
-    files = _image_files(folder)
-    if not files:
-        raise DataError(f"no image in {folder}: allowed are {', '.join(_FORMS)}; give the folder that holds them")
-    images = _matched(folder, files, prompts)
-    return [_beside(image, kind) for image in images] if kind else images
-
-
-def _matched(folder: Path, files: Sequence[Path], prompts: Path | None) -> list[CaptionedImage]:
-    stated = _stated(folder, files)
+    images = open_images(place, kind)
+    if images.unusable:
+        name, reason = images.unusable[0]
+        raise DataError(
+            f"{len(images.unusable)} images of {place} cannot be read, {name} the first ({reason}): draw them again, "
+            f"or take them away together with their captions"
+        )
+    stated = _stated(images, place, kind)
     if prompts is None:
-        return _by_name(folder, files, stated)
+        return _by_name(images, stated, _listed(place), kind)
     is_mjhq = prompts.suffix.lower() == ".json" and _is_object(prompts)
-    if is_mjhq and not (folder / _DRAWN).is_file():
-        return _by_id(folder, files, prompts)
+    if is_mjhq and not all(number_of(name, kind) is not None for name in images.ids):
+        return _by_id(images, prompts)
     captions = read_prompts(prompts)
     categories = [entry.category for entry in read_mjhq(prompts)] if is_mjhq else [""] * len(captions)
-    return _by_number(folder, files, captions, categories, stated)
+    return _by_number(images, captions, categories, stated, kind)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Images, without the grid of them and what was drawn beside each."""
-    found = {path for path in folder.rglob("*") if path.suffix.lower() in _FORMS and not path.name.startswith(".")}
-    named = {path: _BESIDE.fullmatch(path.name) for path in found}
-    beside = {path for path, match in named.items() if match and path.with_name(match[1] + match[2]) in found}
-    return sorted(found - beside - {folder / _GRID})
-
-
-def _beside(image: CaptionedImage, kind: str) -> CaptionedImage:
-    path = image.path.with_stem(f"{image.path.stem}-{kind}")
-    if not path.is_file():
-        raise DataError(f"image {image.path} has no {kind} beside it, {path.name}: draw it with --{kind}")
-    return replace(image, name=Path(image.name).with_name(path.name).as_posix(), path=path)
-
-
-def _stated(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Name -> caption, as far as the folder itself says."""
-    metadata = folder / _METADATA
-    if metadata.is_file():
-        text = read_text(metadata.read_bytes(), str(metadata))
-        return {
-            str(entry.get("file_name")): caption
-            for where, entry in json_lines(text, str(metadata))
-            for caption in parse_captions(entry, where)[:1]
-        }
-    if not (folder / _DRAWN).is_file():
-        return {}
-    captions = {}
-    for path in files:
-        facts = path.with_suffix(".json")
-        if facts.is_file():
+def _stated(images: ImageList, place: Path, kind: str) -> dict[str, str]:
+    """Name -> caption, as far as the images themselves say."""
+    listed, stated = _listed(place), {}
+    is_drawn = (place / ALBUM).is_file()
+    for name, caption in zip(images.ids, images.captions, strict=True):
+        itself = _without(name, kind)
+        facts = (place / itself).with_suffix(".json")
+        if caption:
+            stated[name] = caption
+        elif itself in listed:
+            stated[name] = listed[itself]
+        elif is_drawn and not listed and facts.is_file():
             entry = parse_object(read_text(facts.read_bytes(), str(facts)), str(facts))
-            captions[path.name] = next(iter(parse_captions(entry, str(facts))), "")
-    return captions
+            stated[name] = next(iter(parse_captions(entry, str(facts))), "")
+    return stated
 
 
-def _by_name(folder: Path, files: Sequence[Path], stated: dict[str, str]) -> list[CaptionedImage]:
-    names = [path.relative_to(folder).as_posix() for path in files]
+def _listed(place: Path) -> dict[str, str]:
+    """Name -> caption of a folder's list of them; none where there is no list."""
+    metadata = place / _METADATA
+    if not metadata.is_file():
+        return {}
+    text = read_text(metadata.read_bytes(), str(metadata))
+    return {
+        str(entry["file_name"]): caption
+        for where, entry in json_lines(text, str(metadata))
+        if "file_name" in entry  # beside shards and arrays the list has captions alone
+        for caption in parse_captions(entry, where)[:1]
+    }
+
+
+def _without(name: str, kind: str) -> str:
+    """The image that something stands beside."""
+    path = PurePosixPath(name)
+    return str(path.with_stem(path.stem.removesuffix(kind and f"-{kind}")))
+
+
+def _captioned(images: ImageList, index: int, caption: str, category: str = "") -> CaptionedImage:
+    return CaptionedImage(images.ids[index], partial(images.content, index), caption, category)
+
+
+def _by_name(images: ImageList, stated: dict[str, str], listed: dict[str, str], kind: str) -> list[CaptionedImage]:
+    where, names = images.where, images.ids
     if absent := [name for name in names if name not in stated]:
         raise DataError(
-            f"image {absent[0]} has no caption in {folder}: allowed are {_METADATA} with file_name and text, what "
+            f"image {absent[0]} has no caption in {where}: allowed are {_METADATA} with file_name and text, what "
             f"'davae generate' writes beside its images, or a file of prompts; give --prompts FILE"
         )
-    if absent := [name for name in stated if name not in set(names)]:
-        raise DataError(f"caption of {absent[0]} has no image in {folder}: restore the image, or remove the caption")
-    return [CaptionedImage(name, path, stated[name]) for name, path in zip(names, files, strict=True)]
+    if absent := sorted(listed.keys() - {_without(name, kind) for name in names}):
+        raise DataError(f"caption of {absent[0]} has no image in {where}: restore the image, or remove the caption")
+    return [_captioned(images, index, stated[name]) for index, name in enumerate(names)]
 
 
-def _by_id(folder: Path, files: Sequence[Path], prompts: Path) -> list[CaptionedImage]:
+def _by_id(images: ImageList, prompts: Path) -> list[CaptionedImage]:
     entries = {entry.id: entry for entry in read_mjhq(prompts)}
-    by_id: dict[str, Path] = {}
-    for path in files:
-        if path.stem in by_id:
+    by_id: dict[str, int] = {}
+    for index, name in enumerate(images.ids):
+        key = PurePosixPath(name).stem
+        if key in by_id:
             raise DataError(
-                f"two images in {folder} are of the id {path.stem}: {by_id[path.stem]} and {path}; keep one"
+                f"two images in {images.where} are of the id {key}: {images.ids[by_id[key]]} and {name}; keep one"
             )
-        if path.stem not in entries:
-            raise DataError(f"image {path} has no caption: {prompts} has no entry {path.stem}; take it away")
-        by_id[path.stem] = path
-    if absent := [name for name in entries if name not in by_id]:
+        if key not in entries:
+            raise DataError(
+                f"image {name} of {images.where} has no caption: {prompts} has no entry {key}; take it away"
+            )
+        by_id[key] = index
+    if absent := [key for key in entries if key not in by_id]:
         raise DataError(
-            f"{len(absent)} of {len(entries)} entries of {prompts} have no image in {folder}, {absent[0]} the first: "
-            f"draw them"
+            f"{len(absent)} of {len(entries)} entries of {prompts} have no image in {images.where}, {absent[0]} the "
+            f"first: draw them"
         )
-    return [
-        CaptionedImage(by_id[key].relative_to(folder).as_posix(), by_id[key], entry.prompt, entry.category)
-        for key, entry in entries.items()
-    ]
+    return [_captioned(images, by_id[key], entry.prompt, entry.category) for key, entry in entries.items()]
 
 
 def _by_number(
-    folder: Path, files: Sequence[Path], captions: Sequence[str], categories: Sequence[str], stated: dict[str, str]
+    images: ImageList, captions: Sequence[str], categories: Sequence[str], stated: dict[str, str], kind: str
 ) -> list[CaptionedImage]:
     """Images named by number, in order; as many of each prompt."""
-    if odd := [path.name for path in files if not path.stem.isdecimal()]:
-        raise DataError(
-            f"image {odd[0]} in {folder} is not named by number, so that nothing says which prompt it is of: allowed "
-            f"are 000000.png, 000001.png, ..., or a {_METADATA} with file_name and text; write one"
-        )
-    ordered = sorted(files, key=lambda path: int(path.stem))
-    first, per_prompt = int(ordered[0].stem), len(files) // len(captions)
-    gap = next((path for number, path in enumerate(ordered, first) if int(path.stem) != number), None)
+    where, numbers = images.where, dict[int, int]()
+    for index, name in enumerate(images.ids):
+        number = number_of(name, kind)
+        if number is None:
+            raise DataError(
+                f"image {name} in {where} is not named by number, so that nothing says which prompt it is of: "
+                f"allowed are 000000.png, 000001.png, ..., or a {_METADATA} with file_name and text; write one"
+            )
+        if number in numbers:
+            raise DataError(
+                f"two images in {where} have one number: {images.ids[numbers[number]]} and {name}; keep one"
+            )
+        numbers[number] = index
+    first, per_prompt = min(numbers), len(numbers) // len(captions)
+    gap = next((number for number in range(first, first + len(numbers)) if number not in numbers), None)
     if gap is not None or first > 1:
         raise DataError(
-            f"images in {folder} are not numbered without a gap: {(gap or ordered[0]).name}; draw the rest"
+            f"images in {where} are not numbered without a gap: there is no {gap if first <= 1 else 0:06d} beside "
+            f"{images.ids[numbers[first]]}; run the command that drew them again, it goes on"
         )
-    if per_prompt * len(captions) != len(files) or not per_prompt:
+    if per_prompt * len(captions) != len(numbers) or not per_prompt:
         raise DataError(
-            f"{len(files)} images in {folder} do not match {len(captions)} prompts: allowed is the same number of "
-            f"images of each prompt; give the file that they were drawn from"
+            f"{len(numbers)} images in {where} do not match {len(captions)} prompts: allowed is the same number of "
+            f"images of each prompt; give the file that they were drawn from, or draw the missing ones"
         )
-    images = []
-    for number, path in enumerate(ordered):
-        name, caption = path.relative_to(folder).as_posix(), captions[number // per_prompt]
+    found = []
+    for place, number in enumerate(sorted(numbers)):
+        index, prompt = numbers[number], place // per_prompt
+        name, caption = images.ids[index], captions[prompt]
         if stated.get(name, caption) != caption:
             raise DataError(
-                f"image {name} in {folder} is of {stated[name]!r}, not of {caption!r}: give the file that the images "
+                f"image {name} in {where} is of {stated[name]!r}, not of {caption!r}: give the file that the images "
                 f"were drawn from"
             )
-        images.append(CaptionedImage(name, path, caption, categories[number // per_prompt]))
-    return images
+        found.append(_captioned(images, index, caption, categories[prompt]))
+    return found
 
 
 def _is_object(path: Path) -> bool:

@@ -4,27 +4,29 @@ Folders are in the order of their paths, shards in their own, an npz in that of 
 guided-diffusion's evaluator splits by.
 """
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from davae.core.state import found_json
 from davae.data.buckets import Size
 from davae.data.decode import UnusableImage, decode_image
+from davae.data.drawn_folder import ENLARGED, is_beside, name_beside
 from davae.data.errors import DataError
 from davae.data.folder import FolderSource
 from davae.data.image_source import FileSource
 from davae.data.npz import array_names, read_array
+from davae.data.shard_paths import is_pattern
 from davae.data.shards import ShardSource
 
 Pixels = NDArray[np.uint8]
 """[H, W, 3] of 0..255."""
 ARRAY = "arr_0"
 """Name of the images in an npz."""
-_BESIDE = re.compile(r"(.*\d{6,})-(preview|baseline)\.\w+")  # what `davae generate` keeps beside an image
 
 
 class ImageList(ABC):
@@ -34,13 +36,19 @@ class ImageList(ABC):
         where: path of the set.
         ids: names, in order.
         sizes: (height, width) of each.
+        captions: what each is of, as tar shards say it; "" where nothing does.
         skipped: (name, reason) of files that are no usable image.
+        unusable: those of them that are images, or should be.
+        enlarged: what enlarged them, as JSON values, where `davae upscale` says so in the folder.
     """
 
     where: str
     ids: Sequence[str]
     sizes: Sequence[Size]
+    captions: Sequence[str]
     skipped: Sequence[tuple[str, str]]
+    unusable: Sequence[tuple[str, str]]
+    enlarged: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,17 +67,33 @@ class ImageList(ABC):
 
 
 class FileImages(ImageList):
-    """Image files, in a folder or in tar shards."""
+    """Image files, in a folder or in tar shards.
 
-    def __init__(self, source: FileSource, where: Path) -> None:
-        names = set(source.ids)
-        kept = [i for i, name in enumerate(source.ids) if not _is_beside(name, names)]
-        self.where = str(where)
-        self.ids = [source.ids[i] for i in kept]
+    Args:
+        source: that has found them.
+        where: its path.
+        kind: of what a folder has beside its images, to be taken in their place; empty takes the images.
+
+    Raises:
+        DataError: nothing of that kind stands beside an image.
+    """
+
+    def __init__(self, source: FileSource, where: Path, kind: str = "") -> None:
+        numbers = {name: i for i, name in enumerate(source.ids)}
+        names = [name for name in numbers if not is_beside(name, numbers, where)]
+        if kind:
+            names = [name_beside(name, kind) for name in names]
+            if absent := next((name for name in names if name not in numbers), None):
+                raise DataError(f"no {kind} in {where}: {absent} is not there; draw the images with --{kind}")
+        kept, records = [numbers[name] for name in names], source.records
+        self.where, self.ids = str(where), names
         self.sizes = [source.sizes[i] for i in kept]
-        self.skipped = source.skipped
-        records = source.records
+        self.captions = [source.captions[i] for i in kept]
+        self.skipped, self.unusable = source.skipped, source.unusable
         self._records = [records[i] for i in kept]
+        made_by = found_json(where / ENLARGED, dict[str, Any]) if where.is_dir() else None
+        if made_by is not None:
+            self.enlarged = {"upscaler": made_by.get("upscaler"), "size": made_by.get("size")}
 
     def content(self, index: int) -> bytes:
         """See `ImageList`."""
@@ -106,8 +130,9 @@ class ArrayImages(ImageList):
                 f"cannot judge the images of {where}: got {images.dtype} {list(images.shape)}; allowed is uint8 "
                 "[N, H, W, 3]; write them so, with values of 0 to 255"
             )
-        self.where, self.skipped = where, ()
+        self.where, self.skipped, self.unusable = where, (), ()
         self.ids = [f"{i:06d}" for i in range(len(images))]
+        self.captions = [""] * len(images)
         self.sizes = [(images.shape[1], images.shape[2])] * len(images)
         self._images = images
 
@@ -120,23 +145,27 @@ class ArrayImages(ImageList):
         return np.frombuffer(content, np.uint8).reshape(self._images.shape[1:])
 
 
-def open_images(path: str | Path) -> ImageList:
+def open_images(path: str | Path, kind: str = "") -> ImageList:
     """The images of a folder, of tar shards (a folder of them, a `.tar`, a pattern), or of an npz.
+
+    Args:
+        path: where they are.
+        kind: "baseline" or "preview" takes what `davae generate` drew beside each image; empty takes the images.
 
     Raises:
         DataError: there are none, or they cannot be used; the text says why.
     """
     place = Path(path)
+    if not place.exists() and not is_pattern(place):
+        raise DataError(
+            f"there is nothing at {place}: allowed is a folder of images, tar shards, or an npz; correct it"
+        )
     if place.suffix == ".npz" and place.is_file():
         if ARRAY not in array_names(place):
             raise DataError(f"{place} holds no images: got no array {ARRAY!r}; allowed is an npz that has one")
+        if kind:
+            raise DataError(f"no {kind} in {place}: an npz has images alone; give what 'davae generate' drew")
         return ArrayImages(read_array(place, ARRAY), str(place))
     if place.is_dir() and not any(place.glob("*.tar")):
-        return FileImages(FolderSource(place, min_side=1, captions_from="none"), place)
-    return FileImages(ShardSource(path, min_side=1), place)
-
-
-def _is_beside(name: str, names: set[str]) -> bool:
-    """Whether a file is a preview or a baseline that stands beside the image of the same number."""
-    match = _BESIDE.fullmatch(name)
-    return match is not None and f"{match[1]}{Path(name).suffix}" in names
+        return FileImages(FolderSource(place, min_side=1, captions_from="none"), place, kind)
+    return FileImages(ShardSource(path, min_side=1, kind=kind), place)

@@ -94,6 +94,8 @@ class FileSource:
     identities: NDArray[np.uint8]
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    unusable: tuple[tuple[str, str], ...]
+    """Those that were skipped and are candidates; others lie beside the set."""
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class FileSource:
         self.class_names = _class_names(where, candidates, class_names)
         found = _check_all(where, candidates, min_side)
         refused = [*unusable, *((candidates.ids[position], reason) for position, reason in found.reasons.items())]
-        self._unusable = [name for name, _ in refused]
+        self.unusable = tuple(sorted(refused))
         self.skipped = tuple(sorted([*refused, *excluded]))
         self._candidates, self._usable = candidates, found.usable
         if not len(self):
@@ -152,7 +154,7 @@ class FileSource:
     @property
     def candidates(self) -> list[str]:
         """Ids of all images of the set, usable or not: the same whatever the shortest side is."""
-        return [*self.ids, *self._unusable]
+        return [*self.ids, *(name for name, _ in self.unusable)]
 
     @cached_property
     def fingerprint(self) -> str:

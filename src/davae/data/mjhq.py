@@ -1,7 +1,8 @@
 """The metadata of MJHQ-30K: an id, a prompt and one of ten categories for each of 30,000 images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from davae.data.annotations import parse_captions, parse_json, read_text
 from davae.data.errors import DataError
@@ -31,6 +32,23 @@ def read_mjhq(path: Path) -> list[MJHQPrompt]:
             f"cannot read {path}: allowed is an object from ids to entries; take MJHQ-30K's meta_data.json"
         )
     return [_entry(key, entry, f"{path} entry {key}") for key, entry in entries.items()]
+
+
+def categories_by_id(names: Sequence[str], metadata: Path) -> list[str]:
+    """Category of each image, by the id that it is named by, in whatever folders: `animals/0a1b.jpg`.
+
+    Raises:
+        FileNotFoundError: there is no such metadata.
+        DataError: an image is of no entry.
+    """
+    known = {entry.id: entry.category for entry in read_mjhq(metadata)}
+    ids = {name: PurePosixPath(name).stem for name in names}
+    if absent := [name for name, key in ids.items() if key not in known]:
+        raise DataError(
+            f"{len(absent)} of {len(ids)} images are of no entry of {metadata}, {absent[0]} the first: allowed are "
+            f"names that are its ids; give the reference that it is of"
+        )
+    return [known[ids[name]] for name in names]
 
 
 def _entry(key: str, entry: object, where: str) -> MJHQPrompt:

@@ -36,10 +36,11 @@ class ShardIndex:
 
     Args:
         where: path or pattern of the set.
+        kind: of what is taken of each sample; empty of its image.
     """
 
-    def __init__(self, where: str) -> None:
-        self._kept = KeptArrays("shards", where, _FORMAT)
+    def __init__(self, where: str, kind: str = "") -> None:
+        self._kept = KeptArrays("shards", f"{where}{kind and f' {kind}'}", _FORMAT)
         stored = self._kept.read()
         self._stored: Mapping[str, NDArray[Any]] = {} if stored is None else stored
         rows = [] if stored is None else json.loads(stored["shards"].tobytes())

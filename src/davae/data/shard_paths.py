@@ -54,6 +54,11 @@ def find_shards(shards: str) -> tuple[Path, list[Path]]:
     return folder, sorted(found)
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether a path may mean several files."""
+    return _MAGIC.search(str(path)) is not None
+
+
 def _literal(path: Path) -> tuple[Path, str]:
     """The longest beginning of a path that exists, and the rest of it."""
     for parent in path.parents:

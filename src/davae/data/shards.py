@@ -24,19 +24,21 @@ class ShardSource(FileSource):
     an object with a `name`).
     """
 
-    def __init__(self, shards: str | Path, min_side: int) -> None:
+    def __init__(self, shards: str | Path, min_side: int, kind: str = "") -> None:
         """Index the shards and check the images.
 
         Args:
             shards: A folder with `.tar` files, one such file, or a pattern such as `train-*.tar` or
                 `train-{00000..00009}.tar`.
             min_side: Shortest side in pixels that an image may have; smaller ones are skipped.
+            kind: Of what stands beside a sample's image ("baseline" is `KEY.baseline.png`), to be taken in its place;
+                empty takes the image.
 
         Raises:
             DataError: No shard, a missing or damaged one, wrong annotations, or no usable image.
         """
         root, files = find_shards(str(shards))
-        samples = _samples(str(shards), root, files)
+        samples = _samples(str(shards), root, files, kind)
         super().__init__(
             str(shards),
             Records.joined([shard.records for shard in samples]),
@@ -46,16 +48,16 @@ class ShardSource(FileSource):
         )
 
 
-def _samples(where: str, root: Path, files: Sequence[Path]) -> list[TarSamples]:
+def _samples(where: str, root: Path, files: Sequence[Path], kind: str) -> list[TarSamples]:
     """What the shards hold; those that are the same as at the last opening are not read again."""
-    index = ShardIndex(where)
+    index = ShardIndex(where, kind)
     found: dict[str, tuple[Known, TarSamples]] = {}
     is_new = False
     for file in files:
         name, known = file.relative_to(root).with_suffix("").as_posix(), known_by(file)
         samples = index.find(name, file, known)
         if samples is None:
-            samples, is_new = read_samples(file, name), True
+            samples, is_new = read_samples(file, name, kind), True
         found[name] = (known, samples)
     if is_new:
         index.keep(found)

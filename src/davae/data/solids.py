@@ -7,6 +7,7 @@ lines about two pixels wide at 128 px, which a 64 px rendering cannot hold: work
 
 import colorsys
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -22,6 +23,9 @@ from davae.data.buckets import Size
 SHAPES = ("sphere", "box", "pyramid")
 MATERIALS = ("plain", "striped", "checked", "dotted", "ringed", "marbled")
 HUES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+
+ATTRIBUTES = {"shape": SHAPES, "material": MATERIALS, "colour": HUES}
+"""What a caption says of a solid -> the words that it may say."""
 
 _NUM_DRAWS = 11
 
@@ -88,6 +92,24 @@ class SolidsSource:
         shape, material = divmod(self.labels[index], len(MATERIALS))
         hue = HUES[int(self._draws(index)[0] * len(HUES)) % len(HUES)]
         return f"a {MATERIALS[material]} {hue} {SHAPES[shape]}"
+
+
+def attributes_of(text: str) -> dict[str, int]:
+    """What a caption or a class name says of a solid: attribute -> number of its word in `ATTRIBUTES`.
+
+    "a striped red box" says all three, "striped box" no colour. Other words count for nothing.
+
+    Raises:
+        ValueError: it says nothing of a solid, or names two words of an attribute.
+    """
+    said = re.findall(r"[a-z]+", text.lower())
+    found = {name: [word for word in words if word in said] for name, words in ATTRIBUTES.items()}
+    if not any(found.values()) or any(len(words) > 1 for words in found.values()):
+        raise ValueError(
+            f"Cannot tell which solid is meant; got {text!r}, allowed is one word each of: "
+            f"{'; '.join(', '.join(words) for words in ATTRIBUTES.values())}, as in 'a striped red box'."
+        )
+    return {name: ATTRIBUTES[name].index(words[0]) for name, words in found.items() if words}
 
 
 def render(draws: Tensor, shape: str, material: str, size: int) -> Tensor:

@@ -43,12 +43,13 @@ class TarSamples:
     without_image: Sequence[tuple[str, str]]
 
 
-def read_samples(file: Path, name: str) -> TarSamples:
+def read_samples(file: Path, name: str, kind: str = "") -> TarSamples:
     """Read the headers and the annotations of a shard.
 
     Args:
         file: an uncompressed tar.
         name: that its samples' ids begin with: "name/key".
+        kind: "baseline" takes `key.baseline.png` in place of `key.png`; empty takes the image.
 
     Raises:
         DataError: it is damaged or truncated, two samples have one key, or an annotation is wrong.
@@ -61,7 +62,7 @@ def read_samples(file: Path, name: str) -> TarSamples:
     with file.open("rb") as stream:
         for key, parts in _samples(file, members).items():
             sample = f"{name}/{key}"
-            image = _image(sample, file, parts)
+            image = _image(sample, file, parts, kind)
             found = _what_is_missing(parts) if image is None else _resolved(image, by_name)
             if isinstance(found, str):
                 without_image.append((sample, found))
@@ -98,8 +99,9 @@ def _is_left_by_a_file_manager(folder: str) -> bool:
     return any(part == "__MACOSX" or part.startswith(".") for part in folder.split("/") if part != "..")
 
 
-def _image(sample: str, file: Path, parts: _Members) -> tarfile.TarInfo | None:
-    images = [parts[extension] for extension in _IMAGE_EXTENSIONS if extension in parts]
+def _image(sample: str, file: Path, parts: _Members, kind: str) -> tarfile.TarInfo | None:
+    extensions = (f"{kind}.{extension}".lstrip(".") for extension in _IMAGE_EXTENSIONS)
+    images = [parts[extension] for extension in extensions if extension in parts]
     if len(images) > 1:
         raise DataError(
             f"sample {sample} of {file} has several images: got {', '.join(image.name for image in images)}; "

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from davae.core.observer import Observer
 from davae.core.pixels import enlarge, signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
-from davae.evaluate.metric import PairedMetric
+from davae.evaluate import lpips
+from davae.evaluate.metric import PairedMetric, Score
 from davae.evaluate.metrics import PAIRED
 from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Measurement
@@ -124,13 +125,7 @@ def _metrics(perceptual: LPIPS | None) -> list[PairedMetric]:
 
     bounded = replace(PSNR, measure=decibels, protocol=f"{PSNR.protocol}, at most {_EXACT:.0f} dB an image")
     metrics = [bounded, *(metric for metric in PAIRED if metric is not PSNR)]
-    if perceptual is None:
-        return metrics
-
-    def distance(images: Tensor, originals: Tensor) -> Tensor:
-        return perceptual(unit_to_signed(images), unit_to_signed(originals))
-
-    return [*metrics, PairedMetric("LPIPS", distance, "v0.1, VGG16, on the clamped images", "lower")]
+    return metrics if perceptual is None else [*metrics, lpips.column(perceptual)]
 
 
 def _ways_of(name: str, adapter: AutoencoderAdapter) -> list[_Way]:
@@ -215,17 +210,18 @@ def _measure(
         for way, values, extremes in zip(ways, scores, crops, strict=True):
             rebuilt = signed_to_unit(way.rebuild(unit_to_signed(target)))
             if fid is not None:
-                fid.rebuilt(way.name, rebuilt, index)
+                fid.rebuilt(way.name, rebuilt)
             values.append([metric.measure(rebuilt, target).item() for metric in metrics])
             crop = _crop(image_id, values[-1][0], target, rebuilt)
             ranked = sorted([*extremes, crop], key=lambda crop: crop.psnr)
             extremes[:] = [ranked[0], ranked[-1]]
         observer.advance(index + 1)
     observer.end()
+    distances = {} if fid is None else fid.scores([way.name for way in ways])
     for way, values, extremes in zip(ways, scores, crops, strict=True):
         means = torch.tensor(values, dtype=torch.float64).mean(dim=0).tolist()
-        columns = list(zip(metrics, means, strict=True))
-        yield Row(way.name, _measurements(way, columns, about, images, sizes[0], fid), extremes[0], extremes[-1])
+        columns, rfid = list(zip(metrics, means, strict=True)), distances.get(way.name)
+        yield Row(way.name, _measurements(way, columns, about, images, sizes[0], rfid), extremes[0], extremes[-1])
 
 
 def _measurements(
@@ -234,7 +230,7 @@ def _measurements(
     about: Mapping[str, object],
     images: TestImages,
     first_size: tuple[int, int],
-    fid: ReconstructionFID | None,
+    rfid: Score | None,
 ) -> list[Measurement]:
     protocol = {
         **images.protocol,
@@ -248,10 +244,9 @@ def _measurements(
         Measurement(GROUP, way.name, metric.name, mean, metric.unit, metric.better, protocol)
         for metric, mean in columns
     ]
-    score = None if fid is None else fid.score(way.name)
-    if fid is not None and score is not None:
-        protocol["rfid"] = fid.protocol
-        measurements.append(Measurement(GROUP, way.name, *score, "", "lower", protocol))
+    if rfid is not None:
+        how = {**protocol, **rfid.details}
+        measurements.append(Measurement(GROUP, way.name, rfid.column, rfid.value, "", "lower", how))
     if way.compression is not None and way.channels is not None:
         height, width = (side // way.compression for side in first_size)
         protocol["latent"] = f"{height} x {width} positions for the first image, {first_size[0]} x {first_size[1]} px"

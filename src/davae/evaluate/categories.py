@@ -1,53 +1,50 @@
-"""MJHQ-30K as its tables have it: a distance in each category, and one over all."""
+"""Which images a number by category is of: those of each category, and all of them (MJHQ-30K's tables)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from davae.evaluate.results import Measurement
+import numpy as np
+from numpy.typing import NDArray
 
-Distance = Callable[[Sequence[str], Sequence[str]], float]
-"""(names of drawn images, names of real ones) -> distance."""
 OVERALL: Final = "overall"
-_GROUP: Final = "MJHQ-30K: Frechet distance"
 
 
-def distances_by_category(
-    drawn: Mapping[str, str], real: Mapping[str, str], distances: Mapping[str, Distance]
-) -> list[Measurement]:
-    """Distances of drawn to real images, category by category and over all.
-
-    The published column mixes the protocols of pytorch-fid and of clean-fid, which differ by several points on the
-    same images; so several distances are taken at once, each a column under its own name.
+@dataclass(frozen=True)
+class Category:
+    """Drawn and real images that are compared.
 
     Args:
-        drawn: name -> category.
-        real: name -> category.
-        distances: name of the protocol -> distance.
+        name: of the row.
+        drawn: numbers of the drawn images, ascending.
+        real: of the real ones.
+    """
+
+    name: str
+    drawn: NDArray[np.intp]
+    real: NDArray[np.intp]
+
+
+def by_category(drawn: Sequence[str], real: Sequence[str]) -> list[Category]:
+    """The categories in the order of their names, then `OVERALL`.
+
+    Args:
+        drawn: category of each drawn image.
+        real: of each real one.
 
     Raises:
         ValueError: a category is on one side only, or there is none.
     """
     if not drawn or not real:
-        raise ValueError("Distances by category need drawn and real images; got none. Give both folders.")
-    if alone := sorted({*drawn.values()} ^ {*real.values()}):
-        side = "drawn" if alone[0] in drawn.values() else "real"
+        raise ValueError("Numbers by category need drawn and real images; got none. Give both.")
+    if alone := sorted({*drawn} ^ {*real}):
+        side = "drawn" if alone[0] in drawn else "real"
         raise ValueError(
             f"Category {alone[0]} has only {side} images; every one needs both. Draw all prompts, or give the whole "
             f"reference."
         )
-    groups = {category: category for category in sorted({*real.values()})} | {OVERALL: None}
-    measured = []
-    for row, category in groups.items():
-        ours, theirs = ([n for n, of in side.items() if category in (None, of)] for side in (drawn, real))
-        measured += [
-            Measurement(
-                _GROUP,
-                row,
-                protocol,
-                distance(ours, theirs),
-                better="lower",
-                protocol={"distance": protocol, "drawn": len(ours), "real": len(theirs)},
-            )
-            for protocol, distance in distances.items()
-        ]
-    return measured
+    ours, theirs = np.array(drawn), np.array(real)
+    return [
+        *(Category(name, np.flatnonzero(ours == name), np.flatnonzero(theirs == name)) for name in sorted({*real})),
+        Category(OVERALL, np.arange(len(ours)), np.arange(len(theirs))),
+    ]

@@ -1,7 +1,7 @@
 """Generated sets against real images, and the control whose detail is noise."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 from torch import Tensor
@@ -26,6 +26,8 @@ SETS = {
     CONTROL: "the upgraded pair's base latents with N(0, 1) detail, same decoder",
 }
 """Row of the table -> how the set is made."""
+REAL = "other real images"
+_REAL = "as many training images: what the numbers are where nothing was drawn"
 
 
 def with_random_detail(layout: LatentLayout, latents: Tensor, ids: Sequence[Key], seed: int) -> Tensor:
@@ -74,14 +76,26 @@ def measure_generation(
                 "hardware": hardware(),
             }
             for column, value in scores.items():
-                measurements.append(
-                    Measurement(metric.group, name, column, value, metric.unit, metric.better, protocol)
-                )
+                better = "" if column in metric.neutral else metric.better
+                measurements.append(Measurement(metric.group, name, column, value, metric.unit, better, protocol))
     return measurements
 
 
+@dataclass(frozen=True)
+class JudgedSet:
+    """Images, and what they were asked to show.
+
+    Args:
+        images: uint8 [N, 3, S, S].
+        asked: caption or class name of each; None where nobody says.
+    """
+
+    images: Tensor
+    asked: Sequence[str] | None = None
+
+
 def measure_features(
-    sets: Mapping[str, Tensor],
+    sets: Mapping[str, JudgedSet],
     real: Tensor,
     sampling: Mapping[str, object],
     metrics: Sequence[FeatureMetric],
@@ -92,7 +106,7 @@ def measure_features(
     """The same sets by features of networks.
 
     Args:
-        sets: name (of `SETS`) -> uint8 images [N, 3, S, S].
+        sets: name (of `SETS`, or `REAL`) -> the images.
         real: uint8 images [M, 3, S, S], never trained on.
         sampling: how the sets were drawn (steps, guidance, seeds), for the protocol.
         metrics: of `davae.evaluate.metrics.FEATURES`.
@@ -104,11 +118,20 @@ def measure_features(
         ValueError: a metric cannot be taken of so few images.
     """
     reference, open_once = Reference("held-out images", _listed(real, "held-out images")), cache(open_space)
+    made = {name: {"set": note, "drawn": dict(sampling)} for name, note in SETS.items()} | {REAL: {"set": _REAL}}
     return [
-        replace(item, protocol={**item.protocol, "set": SETS[name], "drawn": dict(sampling)})
-        for name, images in sets.items()
+        replace(item, protocol={**item.protocol, **made[name]})
+        for name, part in sets.items()
         for item in score_features(
-            _listed(images, name), reference, metrics, open_once, extraction, name, FEATURES_GROUP, seed
+            _listed(part.images, name),
+            reference,
+            metrics,
+            open_once,
+            extraction,
+            name,
+            FEATURES_GROUP,
+            seed,
+            asked=part.asked,
         )
     ]
 

@@ -1,6 +1,6 @@
 """What a metric is: a function, and the words and units that its numbers are shown with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -48,6 +48,7 @@ class SetMetric:
         protocol: what is measured, in words.
         better: "higher" or "lower".
         unit: empty for a pure number.
+        neutral: columns of which neither is better.
     """
 
     group: str
@@ -55,6 +56,7 @@ class SetMetric:
     protocol: str
     better: Better
     unit: str = ""
+    neutral: tuple[str, ...] = ()
 
 
 class Rows(Protocol):
@@ -86,11 +88,13 @@ class FeatureSet:
         count: images; 0 where a statistics file does not say.
         rows: the features, in the order of the images; None where there are none but moments.
         moments: None where the metric takes rows.
+        asked: caption or class name of each image; None where nobody says.
     """
 
     count: int
     rows: Rows | None = None
     moments: Moments | None = None
+    asked: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Score:
         interval: within which 95 percent of its repetitions lie; None where there are none.
         details: what else is worth keeping, as JSON values.
         note: a sentence for who reads the number; empty where there is nothing to say.
+        counted: whether it depends on how many images there are, so that its name has to say it.
     """
 
     column: str
@@ -110,6 +115,7 @@ class Score:
     interval: tuple[float, float] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class FeatureMetric:
         measure: (generated, reference, seed) -> scores; everything random is drawn from the seed.
         protocol: what is measured, in words.
         better: "higher" or "lower".
-        needs: what images are compared with.
+        needs: what images are compared with: a reference, nothing, or what they were asked to show.
         least: images a set needs at least.
     """
 

@@ -1,19 +1,26 @@
 """Reconstruction and decoder sensitivity (method, S3): what the detail channels do for the image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from davae.core.pixels import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
 from davae.data.image_source import ImageSource
+from davae.evaluate import lpips
 from davae.evaluate.generation import with_random_detail
+from davae.evaluate.metric import PairedMetric
 from davae.evaluate.metrics import PAIRED
+from davae.evaluate.processes import ALONE, Processes
 from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Measurement
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.chunking import chunks
+from davae.models.perceptual import LPIPS
 
+T = TypeVar("T")
 VARIANTS = {
     "full": "base and detail latent, posterior mode",
     "zero detail": "raw detail latent set to 0",
@@ -52,9 +59,11 @@ def measure_reconstruction(
     batch_size: int,
     seed: int = 0,
     shown: int = 6,
+    perceptual: LPIPS | None = None,
     fid: ReconstructionFID | None = None,
+    processes: Processes = ALONE,
 ) -> ReconstructionReport:
-    """The metrics of `PAIRED` of every variant over a source, and rFID in the same pass.
+    """The metrics of `PAIRED` of every variant over a source, LPIPS and rFID in the same pass.
 
     Args:
         autoencoder: trained and calibrated.
@@ -63,35 +72,52 @@ def measure_reconstruction(
         batch_size: images at once.
         seed: of the random detail.
         shown: images kept for the figure.
-        fid: None leaves rFID out.
+        perceptual: distance network, on the autoencoder's device; None leaves LPIPS out.
+        fid: with no rows yet; None leaves rFID out.
+        processes: that share the batches. The first has the report, the others an empty one.
     """
-    scores: dict[str, list[Tensor]] = {variant: [] for variant in VARIANTS}
-    strips: dict[str, list[Tensor]] = {}
-    for start in range(0, len(source), batch_size):
-        indices = range(start, min(start + batch_size, len(source)))
-        pixels = source.images(indices, size)
-        target = uint8_to_unit(pixels)
+    metrics = [*PAIRED] if perceptual is None else [*PAIRED, lpips.column(perceptual)]
+    scores: list[tuple[int, Tensor]] = []
+    strips: list[tuple[int, dict[str, Tensor]]] = []
+    for indices in processes.mine(list(chunks(len(source), batch_size))):
+        target = uint8_to_unit(source.images(indices, size))
         batch = unit_to_signed(target).to(autoencoder.device)
         rebuilt = dict(reconstruct(autoencoder, batch, [source.ids[index] for index in indices], seed))
-        for variant, images in rebuilt.items():
-            scores[variant].append(torch.stack([metric.measure(images.cpu(), target) for metric in PAIRED]))
+        scores.append((indices.start, torch.stack([_values(metrics, rebuilt[name], target) for name in VARIANTS])))
         if fid is not None:
-            fid.originals(target, start)
+            fid.originals(target, indices.start)
             for variant, images in rebuilt.items():
-                fid.rebuilt(variant, images, start)
-        for variant, images in {"input": target, **rebuilt}.items():
-            strips.setdefault(variant, []).append(unit_to_uint8(images[:shown]))
+                fid.rebuilt(variant, images)
+        if indices.start < shown:
+            pictures = {"input": target, **rebuilt}
+            strips.append((indices.start, {name: unit_to_uint8(images[:shown]) for name, images in pictures.items()}))
+    distances = {} if fid is None else fid.scores(VARIANTS, processes)
+    all_scores, all_strips = (_in_order(processes.gather(parts)) for parts in (scores, strips))
+    if processes.rank:
+        return ReconstructionReport([], {})
+    means = torch.cat(all_scores, dim=2).mean(dim=2)
     protocol: dict[str, object] = {"images": len(source), "size": size}
-    protocol |= {metric.key: metric.protocol for metric in PAIRED}
+    protocol |= {metric.key: metric.protocol for metric in metrics}
     measurements = []
-    for variant, parts in scores.items():
-        row_protocol = {**protocol, "variant": VARIANTS[variant], "seed": seed}
-        for metric, mean in zip(PAIRED, torch.cat(parts, dim=1).mean(dim=1).tolist(), strict=True):
+    for variant, row in zip(VARIANTS, means.tolist(), strict=True):
+        how = {**protocol, "variant": VARIANTS[variant], "seed": seed}
+        for metric, mean in zip(metrics, row, strict=True):
             measurements.append(
-                Measurement("Reconstruction", variant, metric.name, mean, metric.unit, metric.better, row_protocol)
+                Measurement("Reconstruction", variant, metric.name, mean, metric.unit, metric.better, how)
             )
-        score = None if fid is None else fid.score(variant)
-        if fid is not None and score is not None:
-            row_protocol = {**row_protocol, "rfid": fid.protocol}
-            measurements.append(Measurement("Reconstruction", variant, *score, "", "lower", row_protocol))
-    return ReconstructionReport(measurements, {name: torch.cat(parts)[:shown] for name, parts in strips.items()})
+        if (rfid := distances.get(variant)) is not None:
+            how = {**how, **rfid.details}
+            measurements.append(Measurement("Reconstruction", variant, rfid.column, rfid.value, "", "lower", how))
+    pictures = {name: torch.cat([strip[name] for strip in all_strips])[:shown] for name in ("input", *VARIANTS)}
+    return ReconstructionReport(measurements, pictures)
+
+
+def _values(metrics: Sequence[PairedMetric], images: Tensor, originals: Tensor) -> Tensor:
+    """[metrics, B], float64."""
+    images = images.cpu()
+    return torch.stack([metric.measure(images, originals).double() for metric in metrics])
+
+
+def _in_order(parts: Iterable[tuple[int, T]]) -> list[T]:
+    """What belongs to each batch, by its first image."""
+    return [part for _, part in sorted(parts, key=lambda item: item[0])]

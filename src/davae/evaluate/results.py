@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 from davae.core.state import StateError, parse_json, read_json, write_json
 
+NOTE = "note"
+"""Key of a protocol under which a measurement has a sentence for its reader."""
+INTERVAL = "interval_95"
+"""Key of a protocol under which a measurement has its interval, a pair of numbers."""
 _FORMAT = 1
 Control = Literal["", "wipe", "dial"]
 """How a reader changes between the pictures of a figure."""

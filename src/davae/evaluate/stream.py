@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from davae.core.files import DIGEST_SIZE, cache_folder, replacing, sweep
 from davae.core.observer import Observer, Silent
 from davae.data.image_list import ImageList
+from davae.evaluate.processes import Processes
 from davae.evaluate.spaces.resize import Pixels
 from davae.evaluate.spaces.space import FeatureSpace
 
@@ -32,21 +32,6 @@ SHARD = 256
 _THREADS = min(16, max(2, os.cpu_count() or 1))
 _BATCHES_AHEAD = 2
 _SHARDS_AHEAD = 2  # whose contents are hashed before their turn
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Those that share an extraction: shard i belongs to process i mod `count`, and none is done twice.
-
-    Args:
-        rank: which one this is, from 0.
-        count: how many. All of them see the same folder of features.
-        gather: a list of each process -> all of them in one; returns when every process has called it.
-    """
-
-    rank: int = 0
-    count: int = 1
-    gather: Callable[[list[Any]], list[Any]] = list
 
 
 @dataclass(frozen=True)
@@ -69,12 +54,20 @@ class Extraction:
 
 
 class FeatureRows:
-    """Vectors [N, F] in shards on the disk, a row an image."""
+    """Vectors [N, F] in shards on the disk, a row an image.
 
-    def __init__(self, shards: Sequence[NDArray[np.float32]]) -> None:
-        self._shards = shards
-        self._ends = np.array(list(accumulate(map(len, shards))))
-        self.shape = (int(self._ends[-1]), shards[0].shape[1])
+    A shard is mapped while some of its rows are taken and no longer: what was read once does not stay in memory.
+
+    Args:
+        lengths: rows of each shard.
+        length: F.
+        read: number of a shard -> its rows.
+    """
+
+    def __init__(self, lengths: Sequence[int], length: int, read: Callable[[int], NDArray[np.float32]]) -> None:
+        self._ends = np.cumsum(lengths)
+        self._read = read
+        self.shape = (int(self._ends[-1]), length)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -86,8 +79,8 @@ class FeatureRows:
         shards = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(shards):
             places = np.flatnonzero(shards == number)
-            first = self._ends[number] - len(self._shards[number])
-            found[places] = self._shards[number][wanted[places] - first]
+            shard = self._read(int(number))
+            found[places] = shard[wanted[places] - (self._ends[number] - len(shard))]
         return found
 
 
@@ -111,7 +104,14 @@ def extract(
     shards = [_Shard(i // SHARD, range(i, min(i + SHARD, len(images)))) for i in range(0, len(images), SHARD)]
     keys = extraction.processes.gather(_fill(store, images, space, features, shards, extraction))
     names = [key for _, key in sorted(keys)]
-    return {feature: FeatureRows([store.read(feature, name) for name in names]) for feature in features}
+    return {feature: _rows(store, feature, names, [len(shard.images) for shard in shards]) for feature in features}
+
+
+def _rows(store: "_Store", feature: str, names: Sequence[str], lengths: Sequence[int]) -> FeatureRows:
+    """Kept shards as one array, all of which are there."""
+    for name in names:
+        store.read(feature, name)
+    return FeatureRows(lengths, store.length(feature), lambda number: store.read(feature, names[number]))
 
 
 @torch.inference_mode()
@@ -124,7 +124,7 @@ def _fill(
     extraction: Extraction,
 ) -> list[tuple[int, str]]:
     """Number and name of this process's shards, all of which are there in the end."""
-    mine = shards[extraction.processes.rank :: extraction.processes.count]
+    mine = extraction.processes.mine(shards)
     keys: list[tuple[int, str]] = []
     space.network.to(extraction.device)
     observer, done = extraction.observer, 0
@@ -216,6 +216,10 @@ class _Store:
         except (OSError, ValueError, EOFError):
             return False
         return found.shape == (count, self._lengths[feature]) and found.dtype == np.float32
+
+    def length(self, feature: str) -> int:
+        """Numbers of a vector."""
+        return self._lengths[feature]
 
     def read(self, feature: str, name: str) -> NDArray[np.float32]:
         """A shard [images, F], mapped into memory."""

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from davae.models.identity import state_hash
 from davae.models.pretrained import load_network
 
-_MEAN: Final = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
-_DEVIATION: Final = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+_MEAN, _DEVIATION = (
+    np.array(of, np.float32)[:, None, None]
+    for of in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+)
 
 
 class Clip:
@@ -29,8 +32,8 @@ class Clip:
 
     def __init__(
         self,
-        model: transformers.CLIPModel,
-        tokenizer: transformers.PreTrainedTokenizerBase,
+        model: "transformers.CLIPModel",  # quoted, as what follows: transformers imports a model when it is named
+        tokenizer: "transformers.PreTrainedTokenizerBase",
         name: str,
         device: torch.device | None = None,
     ) -> None:
@@ -100,5 +103,9 @@ def preprocess(image: Image.Image, side: int) -> Tensor:
     longer = max(side, int(side * max(width, height) / min(width, height)))
     image = image.resize((side, longer) if width < height else (longer, side), Image.Resampling.BICUBIC)
     left, top = (round((length - side) / 2) for length in image.size)
-    pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-    return torch.from_numpy((pixels - _MEAN) / _DEVIATION).permute(2, 0, 1)
+    return torch.from_numpy(normalised(np.asarray(image.crop((left, top, left + side, top + side)))))
+
+
+def normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [S, S, 3] -> float32 [3, S, S], of mean 0 and deviation 1 over what CLIP was trained on."""
+    return (pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - _MEAN) / _DEVIATION

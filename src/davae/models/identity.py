@@ -18,9 +18,7 @@ def weights_hash(model: ModelMixin) -> str:
     # An entry without a value is as good as none, so that a later version may add one.
     config = {key: value for key, value in model.config.items() if value is not None and not key.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    _add_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -33,7 +31,11 @@ def nameless(model: Model) -> Model:
 def state_hash(model: nn.Module) -> str:
     """Hash of any network's weights, the same on every device and for every way of storing them."""
     digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    _add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: "hashlib.blake2b", model: nn.Module) -> None:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())

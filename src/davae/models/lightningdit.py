@@ -255,7 +255,8 @@ class LightningDiT(DiffusersModel):
 
         Args:
             hidden_states: noisy latent [B, C, H, W], in the model's dtype.
-            timestep: native time [B] in [0, 1]; 0 is noise, 1 is data.
+            timestep: native time [B] in [0, 1]; 0 is noise, 1 is data. Where the detail lags it is the clock's,
+                which goes on past 1 (see `core.flow`).
             class_labels: [B] int64 in 0 .. num_classes; the last is `null_class`. Not checked here: that
                 would wait for the device.
             return_dict: False returns a tuple.

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerModel
 
+from davae.core.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from davae.models.identity import state_hash
 from davae.models.pretrained import load_network
 
 _SHORTER, _LONGER, _MULTIPLE = 800, 1333, 32
-_MEAN: Final = np.array((0.485, 0.456, 0.406), np.float32)
-_DEVIATION: Final = np.array((0.229, 0.224, 0.225), np.float32)
+_MEAN, _DEVIATION = (np.array(of, np.float32) for of in (IMAGENET_MEAN, IMAGENET_DEVIATION))
 _CANDIDATES: Final = 100  # pairs of query and class that are looked at
 
 

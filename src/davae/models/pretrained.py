@@ -31,7 +31,8 @@ def load_network(kind: type[Network], source: str, option: str, allow_download: 
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(source, local_files_only=local)
         wanted = cast(Any, kind.config_class).model_type
-        if config.get("model_type") != wanted:
+        part = config.get(cast(Any, kind.config_class).base_config_key)  # half of a CLIP may be taken from the whole
+        if config.get("model_type") != wanted and not isinstance(part, dict):
             raise ValueError(
                 f"{source} is a network of type {config.get('model_type')!r}; {option} takes type {wanted!r}, "
                 f"a {kind.__name__}. Give another."
@@ -69,5 +70,5 @@ def _absent(source: str, what: str, option: str, reason: str) -> FileNotFoundErr
     first = reason.strip().splitlines()[0] if reason.strip() else "it cannot be read"
     return FileNotFoundError(
         f"Cannot load a {what} from {source}: {first.rstrip('.')}. Give {option} a folder that transformers saved "
-        f"(safetensors), or a name on the Hugging Face hub, which is fetched once."
+        f"(safetensors), or a name on the Hugging Face hub."
     )

@@ -12,8 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+from davae.core.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,9 @@ class FoundationFeatures(nn.Module):
             )
         pixels = F.interpolate(images, size=(self._side, self._side), mode="bilinear", align_corners=False)
         if self.normalise:
-            mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+            mean, std = (
+                torch.tensor(values).view(3, 1, 1).to(pixels) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+            )
             pixels = ((pixels + 1) / 2 - mean) / std
         tokens = self.family.tokens(self.model, pixels)[:, 1:].float()
         return tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))

@@ -2,7 +2,7 @@
 
 from davae.caching.settings import CacheConfig, PromptsConfig
 from davae.recipe.changes import merge_overrides
-from davae.recipe.document import dump_recipe, load_recipe, parse_recipe
+from davae.recipe.document import dump_recipe, load_recipe, parse_recipe, read_recipe, validated
 from davae.recipe.errors import RecipeError
 from davae.recipe.find import run_folder, shipped_recipes
 from davae.recipe.recipe import GIVEN_AUTOENCODER, REUSABLE, Recipe
@@ -17,6 +17,7 @@ from davae.recipe.sections import (
     RealismConfig,
     SampleConfig,
 )
+from davae.train.judge_settings import JudgeConfig
 from davae.train.objective import TokenizerConfig
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "GIVEN_AUTOENCODER",
+    "JudgeConfig",
     "PretrainConfig",
     "PreviewConfig",
     "PromptsConfig",
@@ -40,6 +42,8 @@ __all__ = [
     "load_recipe",
     "merge_overrides",
     "parse_recipe",
+    "read_recipe",
     "run_folder",
     "shipped_recipes",
+    "validated",
 ]

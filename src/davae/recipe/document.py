@@ -2,11 +2,11 @@
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,8 @@ from davae.recipe.find import find_recipe, run_folder
 from davae.recipe.quick import scaled_down
 from davae.recipe.reader import read_file, read_yaml
 from davae.recipe.recipe import REUSABLE, Recipe, place_of
+
+T = TypeVar("T")
 
 NOT_INHERITED = ("start", "detail_warmup_steps")
 """Keys of `finetune` that `realism` does not take over: by then the weights are there and the detail is learned."""
@@ -35,7 +37,11 @@ _WORDS = {
 
 
 def load_recipe(
-    named: str | Path, overrides: Sequence[str] = (), *, overlays: Sequence[str | Path] = (), quick: bool = False
+    named: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    overlays: Sequence[str | Path | Mapping[str, Any]] = (),
+    quick: bool = False,
 ) -> Recipe:
     """Find, read, change and validate a recipe.
 
@@ -43,22 +49,33 @@ def load_recipe(
         named: a file, the folder of a run, or the name of a recipe that comes with the package. A run keeps the name
             of its folder.
         overrides: `a.b=c` strings, which come last and win; see `merge_overrides`.
-        overlays: files of entries that are laid over the recipe, one after the other.
+        overlays: files of entries that are laid over the recipe, or the entries themselves, one after the other.
         quick: scale it down to a trial, see `recipe.quick`.
 
     Raises:
         RecipeError: it cannot be found or read, or is wrong; every problem is listed.
     """
+    return parse_recipe(read_recipe(named, overrides, overlays=overlays, quick=quick), str(find_recipe(named)))
+
+
+def read_recipe(
+    named: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    overlays: Sequence[str | Path | Mapping[str, Any]] = (),
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Likewise without the validation: the plain values, for who changes more of them and calls `parse_recipe`."""
     path, run = find_recipe(named), run_folder(named)
     values = _read(path)
     if run is not None:
         values["name"] = run.name
     for overlay in overlays:
-        values = merged(values, _read(_overlay(overlay)))
-    recipe = parse_recipe(merge_overrides(values, overrides), str(path))
-    if not quick:
-        return recipe
-    return parse_recipe(merge_overrides(merged(values, scaled_down(recipe)), overrides), str(path))
+        values = merged(values, overlay if isinstance(overlay, Mapping) else _read(_overlay(overlay)))
+    if quick:
+        recipe = parse_recipe(merge_overrides(values, overrides), str(path))
+        values = merged(values, scaled_down(recipe))
+    return merge_overrides(values, overrides)
 
 
 def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
@@ -82,11 +99,20 @@ def parse_recipe(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
             del place[key]
     _inherit(sections)
     completed = _completed(Recipe, sections)
+    return validated(Recipe, {**completed, **({"reuse": reuse} if reuse else {})}, f"{name} is not a valid recipe")
+
+
+def validated(owner: type[T], values: Mapping[str, Any], verdict: str) -> T:
+    """A data class of settings from plain values.
+
+    Raises:
+        RecipeError: they are not such; every problem is listed under `verdict`.
+    """
     try:
-        return _adapter().validate_python({**completed, **({"reuse": reuse} if reuse else {})})
+        return cast(T, _adapter(cast(Hashable, owner)).validate_python(values))
     except ValidationError as error:
-        problems = "\n".join(dict.fromkeys(f"  {_explain(problem)}" for problem in error.errors()))
-        raise RecipeError(f"{name} is not a valid recipe:\n{problems}") from error
+        problems = "\n".join(dict.fromkeys(f"  {_explain(problem, owner)}" for problem in error.errors()))
+        raise RecipeError(f"{verdict}:\n{problems}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -95,8 +121,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 @cache
-def _adapter() -> TypeAdapter[Recipe]:
-    return TypeAdapter(Recipe)
+def _adapter(owner: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(type[Any], owner))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,26 +175,25 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, owner: type) -> str:
     where, kind = ".".join(str(part) for part in problem["loc"]), problem["type"]
     words = _WORDS.get(kind, problem["msg"])
     if kind == "value_error":  # our own, which say what was got
-        return f"{where or 'recipe'}: {problem['ctx']['error']}"
+        return f"{where or owner.__name__.lower()}: {problem['ctx']['error']}"
     if kind == "missing":
         return f"{where}: {words}"
     if kind == "unexpected_keyword_argument":
         *parents, key = problem["loc"]
-        known = _known_keys(parents)
+        known = _known_keys(owner, parents)
         close = difflib.get_close_matches(str(key), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{where}: {words}; {hint}"
     if kind == "literal_error":
         words = f"must be {problem['ctx']['expected']}"
-    return f"{where or 'recipe'}: {words}; got {shown(problem['input'])}"
+    return f"{where or owner.__name__.lower()}: {words}; got {shown(problem['input'])}"
 
 
-def _known_keys(parents: Sequence[Any]) -> list[str]:
-    owner: Any = Recipe
+def _known_keys(owner: Any, parents: Sequence[Any]) -> list[str]:
     for parent in parents:
         owner = section_of(hints_of(owner).get(str(parent))) or owner
     return [one.name for one in fields(owner) if one.name != "reuse"]

@@ -28,7 +28,7 @@ def find_recipe(named: str | Path) -> Path:
         raise RecipeError(
             f"{path} is no folder of a run: it lacks {_RECIPE} and {_RECORD}. Give the file of a recipe."
         )
-    raise RecipeError(f"There is no recipe {named}. {_hint(path, list(shipped))}")
+    raise RecipeError(f"There is no recipe {named}. {hint(path, list(shipped), 'run')}")
 
 
 def run_folder(named: str | Path) -> Path | None:
@@ -43,10 +43,19 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _hint(path: Path, shipped: list[str]) -> str:
+def hint(path: Path, shipped: list[str], whose: str) -> str:
+    """What may have been meant by a word that names nothing.
+
+    Args:
+        path: the word.
+        shipped: names that come with the package.
+        whose: "run": whose folder would have done too.
+    """
     beside = [file.name for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
     near = [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
     near += difflib.get_close_matches(path.stem, shipped, n=2)
     if near:
         return f"Did you mean {' or '.join(near)}?"
-    return f"Give a YAML file, the folder of a run, or the name of one that comes with davae: {', '.join(shipped)}."
+    return (
+        f"Give a YAML file, the folder of a {whose}, or the name of one that comes with davae: {', '.join(shipped)}."
+    )

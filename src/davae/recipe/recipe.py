@@ -15,7 +15,8 @@ from davae.recipe.sections import (
     SampleConfig,
 )
 from davae.train.diffusion_settings import DiffusionConfig
-from davae.train.objective import TokenizerConfig
+from davae.train.judge_settings import JudgeConfig
+from davae.train.objective import ReconstructionConfig, TokenizerConfig
 
 GIVEN_AUTOENCODER = "pretrain.autoencoder"
 REUSABLE = (GIVEN_AUTOENCODER, "tokenizer", "cache", "prompts", "finetune")
@@ -42,6 +43,8 @@ class Recipe(Config):
     """Side of the upgraded images; 0 in a recipe that only pretrains."""
     pretrain: PretrainConfig | None = None
     """Makes the pair from scratch."""
+    judge: JudgeConfig | None = None
+    """Trains a judge of rendered solids, by which drawn ones are measured."""
     tokenizer: TokenizerConfig | None = None
     """Trains the upgraded autoencoder."""
     cache: CacheConfig | None = None
@@ -94,12 +97,16 @@ def _check_chain(recipe: Recipe) -> None:
     ]
     if recipe.has("tokenizer"):
         chain.append(("sample", "finetune"))  # a recipe that upgrades nothing draws from the pair as it is
-    chain += [(section, "data") for section in ("pretrain", "tokenizer", "cache", "finetune")]
+    chain += [(section, "data") for section in ("pretrain", "judge", "tokenizer", "cache", "finetune")]
     for section, needed in chain:
         if recipe.has(section) and not recipe.has(needed):
             raise ValueError(f"section {section} needs section {needed}, which the recipe lacks")
-    if not any(recipe.has(section) for section in ("pretrain", "tokenizer", "sample")):
-        raise ValueError("there is nothing to run; a recipe has at least one of pretrain, tokenizer and sample")
+    if not any(recipe.has(section) for section in ("pretrain", "judge", "tokenizer", "sample")):
+        raise ValueError(
+            "there is nothing to run; a recipe has at least one of pretrain, judge, tokenizer and sample"
+        )
+    if recipe.judge is not None and recipe.data is not None and recipe.data.kind != "solids":
+        raise ValueError(f"section judge learns from rendered scenes, data.kind solids; got {recipe.data.kind}")
     if recipe.pretrain is not None:
         _check_pretrain(recipe, recipe.pretrain)
     if recipe.realism is not None:
@@ -123,6 +130,7 @@ def _check_chain(recipe: Recipe) -> None:
             raise ValueError(
                 f"{section}.flips needs mirrored latents in the cache; set it to false, or cache.flips to true"
             )
+    _check_pyramids(recipe)
     if recipe.has("tokenizer"):
         scale = recipe.tokenizer.scale if recipe.tokenizer is not None else 1
         if recipe.image_size < 1 or recipe.image_size % scale:
@@ -133,6 +141,20 @@ def _check_chain(recipe: Recipe) -> None:
                 raise ValueError(
                     f"image_size must be pretrain.image_size x scale = {expected}; got {recipe.image_size}"
                 )
+
+
+def _check_pyramids(recipe: Recipe) -> None:
+    trainings: list[tuple[str, ReconstructionConfig | None, int]] = [
+        ("tokenizer", recipe.tokenizer, recipe.image_size)
+    ]
+    if recipe.pretrain is not None:
+        trainings.append(("pretrain.autoencoder", recipe.pretrain.autoencoder, recipe.pretrain.image_size))
+    for section, config, size in trainings:
+        if config is not None and config.pyramid is not None and size < 2**config.pyramid.levels:
+            raise ValueError(
+                f"{section}.pyramid.levels halves an image that often: {size} px allow {size.bit_length() - 1} at "
+                f"most; got {config.pyramid.levels}"
+            )
 
 
 def _check_pretrain(recipe: Recipe, pretrain: PretrainConfig) -> None:

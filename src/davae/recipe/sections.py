@@ -62,7 +62,9 @@ class BaseTransformerConfig(DiffusionConfig):
     time_shift: Positive = 0.3
     """Native timestep shift of the saved scheduler."""
 
-    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("detail_warmup_steps", "cosine_masked", "init", "lora")
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = (
+        *("detail_warmup_steps", "detail_weight", "cosine_masked", "detail_lag", "init", "lora"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,10 @@ class SampleConfig(SamplerSettings):
     """Write all images to images.npz, which guided-diffusion's evaluator reads: count x side x side x 3 bytes."""
 
 
-FEATURE_METRICS = ("fid", "sfid", "is", "is-shuffled", "kid", "kid-biased", "precision-recall", "fdd", "mind", "cmmd")
+FEATURE_METRICS = (
+    *("fid", "sfid", "is", "is-shuffled", "kid", "kid-biased", "precision-recall", "fdd", "mind", "cmmd"),
+    *("fd-solids", "solids-accuracy", "solids-fineness"),
+)
 """Those of `davae.evaluate.metrics`, which costs torch."""
 
 
@@ -171,7 +176,7 @@ class EvaluateConfig(Config):
     """What is measured."""
 
     reconstructions: Count = 256
-    """Held-out images for PSNR, SSIM and decoder sensitivity."""
+    """Held-out images for decoder sensitivity: PSNR and SSIM, LPIPS and rFID where their weights are at hand."""
     speed_batch: Whole = 16
     """Images a batch in the speed measurement; 0 leaves it out."""
     batch_size: Count = 64

@@ -69,7 +69,8 @@ def thumbnail(image: Image.Image) -> bytes:
 def _figure(failure: Failure) -> str:
     picture = embedded_image(failure.picture, failure.asked, failure.name, enlarge_tiny=False)
     reasons = "<br>".join(map(escaped, failure.reasons))
+    name = escaped(failure.name).replace("/", "/<wbr>")  # a line may end between folders
     return (
-        f"<figure>{picture}<figcaption><b>{escaped(failure.asked)}</b>{reasons}<br>"
-        f"<small>{escaped(failure.name)}</small></figcaption></figure>"
+        f"<figure>{picture}<figcaption><b>{escaped(failure.asked)}</b>{reasons}<br><small>{name}</small></figcaption>"
+        "</figure>"
     )

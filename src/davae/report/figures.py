@@ -32,10 +32,24 @@ class _Palette:
     ink: str
     rule: str
     lines: tuple[str, ...]
+    further: tuple[str, ...]
+    """Colours of more lines, where settings are compared."""
 
 
-_LIGHT = _Palette("#6a6a73", "#d9d9df", ("#2c5fd6", "#c8552b", "#23875a", "#8558bd"))
-_DARK = _Palette("#a3a3ad", "#3a3a42", ("#86aaff", "#ff9f78", "#6ccf9f", "#c2a1f2"))
+_LIGHT = _Palette(
+    "#6a6a73",
+    "#d9d9df",
+    ("#2c5fd6", "#c8552b", "#23875a", "#8558bd"),
+    ("#b0851c", "#1b8aa5", "#b5399a", "#77777f"),
+)
+_DARK = _Palette(
+    "#a3a3ad",
+    "#3a3a42",
+    ("#86aaff", "#ff9f78", "#6ccf9f", "#c2a1f2"),
+    ("#e0be62", "#67cfe6", "#f58fdc", "#b4b4be"),
+)
+_STYLES = ("-", "--", ":", "-.")
+"""Of lines, where there are more of them than colours."""
 
 
 def image_grid(images: Tensor, columns: int, pad: int = 2, scale: int = 1) -> Image.Image:
@@ -135,6 +149,45 @@ def loss_curves(
     _dress(axes, title, palette)
     if len(keys) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=palette.ink, loc="upper right", handlelength=1.2)
+    return figure_image(figure)
+
+
+def overlaid_curves(
+    cells: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str, title: str, dark: bool = False
+) -> Image.Image:
+    """One value over steps under several settings: a colour each, a thin line a seed, solid the mean over seeds.
+
+    All lines are exponential averages; the scale is logarithmic over a decade or more.
+
+    Args:
+        cells: name of a setting -> log rows of each of its seeds, with "step" and `key`. One without any is not drawn
+            and keeps its colour, which is the same in every figure of these settings.
+        key: the value to draw.
+        title: written above the axes.
+        dark: colours for a dark page; the background is transparent either way.
+    """
+    from matplotlib.figure import Figure
+
+    palette = _DARK if dark else _LIGHT
+    colours = (*palette.lines, *palette.further)
+    figure = Figure(figsize=(4.8, 3.2), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = []
+    for place, (name, runs) in enumerate(cells.items()):
+        colour, style = colours[place % len(colours)], _STYLES[place // len(colours) % len(_STYLES)]
+        if not runs:
+            continue
+        series = [_series(rows, key) for rows in runs]
+        smooth = [dict(zip(steps.tolist(), _exponential_average(values), strict=True)) for steps, values in series]
+        for line in smooth if len(smooth) > 1 else ():
+            axes.plot(list(line), list(line.values()), style, color=colour, alpha=0.35, linewidth=0.7)
+        shared = sorted(set[int].intersection(*map(set, smooth)))  # a seed that is not done has fewer
+        mean = [float(np.mean([line[step] for line in smooth])) for step in shared]
+        axes.plot(shared, mean, style, color=colour, linewidth=1.6, label=name, solid_capstyle="round")
+        drawn += [np.array(list(line.values())) for line in smooth]
+    _scale(axes, np.concatenate(drawn))
+    _dress(axes, title, palette)
+    axes.legend(frameon=False, fontsize=7, labelcolor=palette.ink, loc="best", handlelength=1.6)
     return figure_image(figure)
 
 

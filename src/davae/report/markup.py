@@ -84,18 +84,32 @@ def embedded_image(data: bytes, title: str, source: str, dark: bytes | None = No
     return f'<picture><source media="{query}" srcset="{_data_uri(dark, _FORMATS[kind])}">{tag}</picture>'
 
 
-def flat_png(image: Image.Image) -> bytes:
-    """PNG of a drawing, RGBA: of flat colours a palette of 64 loses nothing and is a third of the size."""
+def png(image: Image.Image) -> bytes:
+    """PNG of a picture."""
     buffer = io.BytesIO()
-    image.quantize(64, Image.Quantize.FASTOCTREE).save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
+def flat_png(image: Image.Image) -> bytes:
+    """PNG of a drawing, RGBA: of flat colours a palette of 64 loses nothing and is a third of the size."""
+    return png(image.quantize(64, Image.Quantize.FASTOCTREE))
+
+
 def plain(value: object) -> str:
-    """A JSON value as a reader expects it."""
+    """A JSON value as a reader expects it: no brackets but around what is inside something else, no nulls inside."""
+    if isinstance(value, Mapping):
+        words = ((str(key).replace("_", " "), item) for key, item in value.items() if item is not None)
+        return ", ".join(f"{key} {_inner(item)}" for key, item in words)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_inner, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return json.dumps(value) if isinstance(value, bool | dict | list | None) else str(value)
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
+
+
+def _inner(value: object) -> str:
+    return f"({plain(value)})" if isinstance(value, Mapping | list | tuple) else plain(value)
 
 
 def number(value: float, peers: Sequence[float]) -> str:

@@ -1,9 +1,9 @@
-"""The numbers of a page: a table a group, what compares emphasised, the protocol beneath."""
+"""The numbers of a page: a table a group, what compares emphasised, notes and the protocol beneath."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from davae.evaluate.results import Measurement
+from davae.evaluate.results import INTERVAL, NOTE, Measurement
 from davae.report.markup import definitions, escaped, number, plain
 
 T = TypeVar("T")
@@ -19,16 +19,33 @@ def measurement_tables(sets: Sequence[tuple[str, Sequence[Measurement]]]) -> str
     if not groups:
         return ""
     parts = ["<h2>Numbers</h2>"]
-    if any(item.better for _, items in sets for item in items):
-        parts.append('<p class="soft">An arrow points to better; the best number is bold.</p>')
+    if legend := _legend([item for _, items in sets for item in items]):
+        parts.append(f'<p class="soft">{legend}</p>')
     for group in groups:
         members = [(name, [item for item in items if item.group == group]) for name, items in sets]
         members = [(name, items) for name, items in members if items]
         parts.append(f"<section><h3>{escaped(group)}</h3>")
         parts.append(_table(members, name_sets=len(sets) > 1))
+        parts.append(_notes([item for _, items in members for item in items]))
         parts.append(_protocols(members, name_sets=len(sets) > 1))
         parts.append("</section>")
     return "\n".join(parts)
+
+
+def _legend(items: Sequence[Measurement]) -> str:
+    """How to read the tables."""
+    sentences = []
+    if any(item.better for item in items):
+        sentences.append("An arrow points to better; the best number is bold.")
+    if any(INTERVAL in item.protocol for item in items):
+        sentences.append("Beneath a number stands its 95% interval.")
+    return " ".join(sentences)
+
+
+def _notes(items: Sequence[Measurement]) -> str:
+    """What a reader has to know before comparing; empty for nothing."""
+    notes = _unique(str(item.protocol[NOTE]) for item in items if NOTE in item.protocol)
+    return f'<ul class="notes">{"".join(f"<li>{escaped(note)}</li>" for note in notes)}</ul>' if notes else ""
 
 
 def _table(sets: Sequence[tuple[str, Sequence[Measurement]]], name_sets: bool) -> str:
@@ -73,8 +90,10 @@ def _cell(
     rivals = [other.value for other in items if comparable(other)]
     best = max(rivals) if item.better == "higher" else min(rivals)
     is_best = bool(item.better) and item.value == best and len(set(rivals)) > 1
-    shown = number(item.value, [other.value for other in everything if comparable(other)])
-    return f'<td class="{("best" if is_best else "") + style}">{shown}</td>'
+    peers = [other.value for other in everything if comparable(other)]
+    ends = [number(end, peers) for end in item.protocol.get(INTERVAL, ())]
+    interval = f"<br><small>{' to '.join(ends)}</small>" if ends else ""
+    return f'<td class="{("best" if is_best else "") + style}">{number(item.value, peers)}{interval}</td>'
 
 
 def _unit(items: Sequence[Measurement]) -> str:
@@ -88,7 +107,7 @@ def _protocols(sets: Sequence[tuple[str, Sequence[Measurement]]], name_sets: boo
     """What all numbers of a set share once, then what differs, with the numbers it belongs to."""
     parts = []
     for name, items in sets:
-        protocols = [{key: plain(value) for key, value in item.protocol.items()} for item in items]
+        protocols = [_protocol(item) for item in items]
         if not any(protocols):
             continue
         shared = {k: v for k, v in protocols[0].items() if all(p.get(k) == v for p in protocols)}
@@ -103,6 +122,12 @@ def _protocols(sets: Sequence[tuple[str, Sequence[Measurement]]], name_sets: boo
             inside = [item for item, other in zip(items, rests, strict=True) if other == rest]
             parts.append(f"<p>{escaped(_covered(inside, items))}</p>{definitions(rest)}")
     return f"<details><summary>Protocol</summary>{''.join(parts)}</details>" if parts else ""
+
+
+def _protocol(item: Measurement) -> dict[str, str]:
+    """But for what stands in the table and beneath it."""
+    rest = {key: value for key, value in item.protocol.items() if key not in (INTERVAL, NOTE)}
+    return {key.replace("_", " "): plain(value) for key, value in rest.items()}
 
 
 def _covered(inside: Sequence[Measurement], items: Sequence[Measurement]) -> str:

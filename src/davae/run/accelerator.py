@@ -5,8 +5,15 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 from torch import Tensor
+
+from davae.evaluate.processes import Processes
 
 PATIENCE = timedelta(days=1)
 """One process measures, or has more left to encode, while the others wait for it."""
@@ -35,6 +42,11 @@ def make_accelerator(device: str) -> Accelerator:
             f"Launch with 'accelerate launch --multi_gpu' or torchrun."
         )
     return accelerator
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    """Its processes, to share a measurement."""
+    return Processes(accelerator.process_index, accelerator.num_processes, gather_object)
 
 
 def mean_over_processes(accelerator: Accelerator, tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from davae.backbones.adapter import LORA_FILE, load_adapter
+from davae.backbones.features import BlockFeatures
 from davae.backbones.lora import prepare_lora
 from davae.backbones.registry import backbone_of
 from davae.backbones.widening import widen_with_report
@@ -24,17 +25,22 @@ from davae.data.errors import DataError
 from davae.data.image_source import ImageSource
 from davae.data.latent_cache import LatentCache
 from davae.data.prompt_cache import PromptCache
+from davae.data.solids import ATTRIBUTES, attributes_of
+from davae.evaluate import lpips
 from davae.models.adapter import LatentGeometry, adapt
 from davae.models.autoencoder import AutoencoderDA
+from davae.models.declared_scaling import scaling_of
 from davae.models.identity import nameless, weights_hash
 from davae.models.lightningdit import LightningDiT
 from davae.models.loading import load_autoencoder
 from davae.models.perceptual import LPIPS
 from davae.models.saving import verify
+from davae.models.solids_judge import SolidsJudge
 from davae.recipe import (
     GIVEN_AUTOENCODER,
     BaseAutoencoderConfig,
     BaseTransformerConfig,
+    JudgeConfig,
     PretrainConfig,
     TokenizerConfig,
 )
@@ -42,10 +48,14 @@ from davae.run.accelerator import mean_over_processes
 from davae.run.arguments import lightningdit_arguments
 from davae.run.rounds import Round
 from davae.run.run import Run
+from davae.sampling.detail_lag import lagging
 from davae.train.conditions import Conditions, Labels, Prompts
 from davae.train.diffusion import DiffusionTask
 from davae.train.diffusion_settings import DiffusionConfig
+from davae.train.generative_alignment import GenerativeAlignment
 from davae.train.image_set import ImageSet
+from davae.train.judge import JudgeTask
+from davae.train.judge_set import JudgeSet
 from davae.train.latent_set import LatentSet
 from davae.train.objective import PerceptualConfig, ReconstructionConfig
 from davae.train.reconstructor import PlainReconstructor, UpgradedReconstructor
@@ -93,16 +103,42 @@ def perceptual(config: PerceptualConfig | None, device: torch.device, say: Calla
     """The distance network, if a recipe asks for one; public weights are fetched once, `say` hears of it."""
     if config is None:
         return None
-    vgg = None if config.vgg is None else Path(config.vgg)
-    linear = None if config.linear is None else Path(config.linear)
-    return LPIPS.from_pretrained(vgg, linear, allow_download=True, say=say).to(device)
+    return LPIPS.from_pretrained(*_weights_of(config), allow_download=True, say=say).to(device)
 
 
-def tokenizer_task(run: Run, autoencoder: AutoencoderDA, distance: Perceptual | None) -> TokenizerTask:
+def perceptual_at_hand(run: Run) -> LPIPS | None:
+    """The distance network to measure with, by the recipe's own weights or those of the caches; None without."""
+    config = None if run.recipe.tokenizer is None else run.recipe.tokenizer.perceptual
+    network = lpips.at_hand() if config is None else lpips.at_hand(*_weights_of(config))
+    return None if network is None else network.to(run.accelerator.device)
+
+
+def _weights_of(config: PerceptualConfig) -> tuple[Path | None, Path | None]:
+    """Where the recipe has VGG16 and the linear layers; None are the public ones."""
+    return (None if config.vgg is None else Path(config.vgg), None if config.linear is None else Path(config.linear))
+
+
+def tokenizer_task(
+    run: Run, autoencoder: AutoencoderDA, distance: Perceptual | None, generative: GenerativeAlignment | None
+) -> TokenizerTask:
     """Training of the upgrade."""
     config = run.recipe.tokenizer
     assert config is not None
-    return TokenizerTask(UpgradedReconstructor(autoencoder, config, run.recipe.seed), config, distance, _reduce(run))
+    reconstructor = UpgradedReconstructor(autoencoder, config, run.recipe.seed)
+    return TokenizerTask(reconstructor, config, distance, _reduce(run), generative)
+
+
+def generative_alignment(run: Run, autoencoder: AutoencoderDA) -> GenerativeAlignment | None:
+    """Alignment of the detail by the pair's transformer, if the recipe asks for it; in bf16 where the training is."""
+    tokenizer = run.recipe.tokenizer
+    if tokenizer is None or tokenizer.generative_alignment is None:
+        return None
+    config = tokenizer.generative_alignment
+    dtype = torch.bfloat16 if tokenizer.precision == "bf16" else torch.float32
+    features = BlockFeatures(run.pair.load_transformer(dtype), config.block)
+    features.transformer.to(run.accelerator.device)
+    scaling = None if tokenizer.base_units == "scaled" else scaling_of(autoencoder.base_vae)
+    return GenerativeAlignment(config, features, autoencoder.layout, scaling, run.recipe.seed)
 
 
 def base_autoencoder_task(
@@ -290,7 +326,38 @@ def base_latent_set(run: Run, cache: LatentCache, transformer: LightningDiT) -> 
     return LatentSet(cache, labels, seed, config.flips, config.batch_size)
 
 
-def scheduler(current: Round) -> Any:
-    """The pair's scheduler with the recipe's shift; training does not need it, drawing does."""
+def scheduler(current: Round, layout: LatentLayout) -> Any:
+    """The pair's scheduler with a round's shift and lag, for latents of a layout. Training does not need it, drawing
+    does.
+
+    Raises:
+        ValueError: the detail is to lag, and the pair's scheduler cannot be made to step it apart.
+    """
     pretrained, shift = current.run.pair.load_scheduler(), current.config.scheduler_shift
-    return pretrained if shift is None else type(pretrained).from_config(pretrained.config, shift=shift)
+    if shift is not None:
+        name = "flow_shift" if "flow_shift" in pretrained.config else "shift"  # the former is DPM-Solver's
+        pretrained = type(pretrained).from_config(pretrained.config, **{name: shift})
+    return lagging(pretrained, layout, current.config.detail_lag)
+
+
+# The judge
+
+
+def new_judge(config: JudgeConfig) -> SolidsJudge:
+    """What section judge trains, with random weights."""
+    words = {name: list(words) for name, words in ATTRIBUTES.items()}
+    return SolidsJudge(words, config.image_size)
+
+
+def judge_task(judge: SolidsJudge, config: JudgeConfig) -> JudgeTask:
+    """Its training."""
+    return JudgeTask(judge.train(), config)
+
+
+def judge_set(run: Run) -> JudgeSet:
+    """Its training samples: scenes, and what their captions say."""
+    config, source = run.recipe.judge, run.data.train
+    assert config is not None
+    said = [attributes_of(caption) for caption in source.captions]
+    attributes = {name: torch.tensor([each[name] for each in said]) for name in ATTRIBUTES}
+    return JudgeSet(source, attributes, config.image_size, config.enlarged_share, run.recipe.seed)

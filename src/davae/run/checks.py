@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from davae.backbones.features import require_features
 from davae.data.errors import DataError
 from davae.data.image_source import ImageSource
 from davae.evaluate.metrics import feature_metrics
-from davae.evaluate.spaces import inception
+from davae.evaluate.spaces import inception, solids
 from davae.models.adapter import adapt
 from davae.models.weights import INCEPTION, find
 from davae.recipe import Recipe, load_recipe
-from davae.run import geometry
+from davae.run import build, geometry
 from davae.run.arguments import check_arguments
 from davae.run.origins import Origins
 from davae.run.paths import RunFolder
@@ -31,7 +32,7 @@ def check(run: Run) -> None:
         FileNotFoundError: there is no file of prompts to draw.
     """
     recipe, pretrain = run.recipe, run.recipe.pretrain
-    trainings: list[LoopConfig | None] = [recipe.tokenizer, recipe.finetune, recipe.realism]
+    trainings: list[LoopConfig | None] = [recipe.judge, recipe.tokenizer, recipe.finetune, recipe.realism]
     if pretrain is not None:
         check_arguments(pretrain)
         trainings += [pretrain.autoencoder, pretrain.transformer]
@@ -43,8 +44,11 @@ def check(run: Run) -> None:
         raise FileNotFoundError(f"There is no file {prompts}, which sample.prompts names.")
     if recipe.evaluate is not None:
         _check_weights(recipe.evaluate.metrics)
+        _check_solids(recipe)
     if pretrain is None and recipe.finetune is not None:
         _check_kind(run)
+    if pretrain is None and recipe.tokenizer is not None and recipe.tokenizer.generative_alignment is not None:
+        require_features(run.pair.backbone, run.pair.transformer_config, recipe.tokenizer.generative_alignment.block)
 
 
 def check_captions(run: Run) -> None:
@@ -102,6 +106,17 @@ def _check_weights(metrics: Sequence[str]) -> None:
         )
 
 
+def _check_solids(recipe: Recipe) -> None:
+    """Refuse to ask what solids are shown of a set that says nothing of solids."""
+    if recipe.evaluate is None or recipe.data is None or recipe.data.kind == "solids":
+        return
+    if asking := [m.name for m in feature_metrics(recipe.evaluate.metrics) if m.space == solids.NAME]:
+        raise ValueError(
+            f"{asking[0]} is of rendered scenes, data.kind solids; got {recipe.data.kind}. Leave it out of "
+            f"evaluate.metrics; 'davae evaluate --images' takes any images."
+        )
+
+
 def check_base_size(size: int, autoencoder: Any) -> None:
     """Refuse an image size that the base autoencoder of section pretrain cannot take.
 
@@ -119,7 +134,8 @@ def check_pair(run: Run, num_classes: int) -> None:
     """Refuse, before anything is trained, what the pair's transformer has no positions, classes or channels for.
 
     Raises:
-        ValueError: the image size, the number of classes or of guided channels does not fit the pair.
+        ValueError: the image size, the number of classes or of guided channels does not fit the pair, or it cannot
+            draw a detail that lags.
     """
     if run.recipe.finetune is None:
         return
@@ -141,6 +157,9 @@ def check_pair(run: Run, num_classes: int) -> None:
         )
     if run.recipe.sample is not None:
         check_guided_channels(run.recipe.sample.guidance_channels, geometry.upgraded(run).layout.channels)
+    for current in rounds_of(run):
+        if current.config.detail_lag:
+            build.scheduler(current, geometry.upgraded(run).layout)
     known = config.get("num_classes")
     if known is not None and num_classes > known:
         raise ValueError(

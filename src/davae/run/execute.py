@@ -36,6 +36,8 @@ class Stage:
     """Whether the output is there and whole."""
     trains: bool = False
     """Whether it makes weights, which are never thrown away without being asked."""
+    portable: bool = False
+    """Whether its output is a folder that serves any other run with the same inputs as it is."""
     outlives: Sequence[str] = ()
     """Inputs that may change after it: its result stands, and the change is said."""
 

@@ -4,6 +4,7 @@ runs/NAME/  recipe.yaml  run.json  stats.jsonl  tokenizer/  latents/  prompts/  
             checkpoints/  previews/  samples/  figures/  results.json  report.html
             pretrain/{vae,latents,pipeline}/            the base pair of a recipe that trains it
             realism/{latents,prompts,transformer}/      the second round of fine-tuning
+            judge/                                      the judge of a recipe that trains one
 """
 
 from collections.abc import Sequence
@@ -94,6 +95,11 @@ class RunFolder:
         return [(int(grid.stem.rpartition("-")[2]), grid) for grid in grids]
 
     @property
+    def judge(self) -> Path:
+        """The judge that section judge trains."""
+        return self.root / "judge"
+
+    @property
     def samples(self) -> Path:
         """Drawn images."""
         return self.root / "samples"
@@ -102,6 +108,11 @@ class RunFolder:
     def gallery(self) -> Path:
         """A grid of the first drawn images."""
         return self.samples / "grid.png"
+
+    @property
+    def judged(self) -> Path:
+        """Images while they are judged; its name is one that the next command removes."""
+        return self.root / ".judged.tmp"
 
     @property
     def results(self) -> Path:

@@ -1,14 +1,17 @@
 """Pipelines that a run draws with: the upgraded pair, the pretrained one, and samplers of both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from davae.backbones.adapter import LORA_FILE, load_adapter
+from davae.backbones.finetuned import stored_scheduler
 from davae.backbones.pair import Pair
 from davae.caching.prompt_encoding import load_text_parts
 from davae.core.precision import DTYPES
+from davae.data.image_source import ImageSource
 from davae.data.prompt_cache import PromptCache
 from davae.data.prompt_list import read_prompts
 from davae.recipe import SampleConfig
@@ -38,12 +41,11 @@ def upgraded(run: Run, dtype: torch.dtype = torch.float32, **components: Any) ->
     if not run.pair.is_text:
         return Pair(trained).load(dtype, **components)
     autoencoder = build.trained_tokenizer(run)
-    saved_scheduler = type(run.pair.load_scheduler()).from_pretrained(trained / "scheduler")
     return run.pair.load(
         dtype,
         vae=autoencoder.to("cpu", dtype),
         transformer=_trained_transformer(run, trained).to(dtype).eval(),
-        scheduler=saved_scheduler,
+        scheduler=stored_scheduler(trained / "scheduler"),
         **components,
     )
 
@@ -113,6 +115,22 @@ def prompts_to_draw(run: Run) -> list[str]:
             "There is nothing to draw: the test images have no captions. Set sample.prompts to a file of prompts."
         )
     return prompts
+
+
+def asked(run: Run, sampler: Sampler, indices: Sequence[int]) -> list[str]:
+    """What each image is drawn as: its prompt, or the name of its class where the data have one."""
+    if not isinstance(sampler, ClassSampler):
+        return sampler.captions(indices)
+    names = () if run.recipe.data is None else run.data.test.class_names
+    labels = zip(sampler.labels(indices), sampler.captions(indices), strict=True)
+    return [names[label] if label < len(names) else caption for label, caption in labels]
+
+
+def asked_of_real(run: Run, source: ImageSource) -> list[str]:
+    """What images of the data are, in the words of `asked`."""
+    if run.pair.is_text or not source.class_names:
+        return list(source.captions)
+    return [source.class_names[label] for label in source.labels]
 
 
 def _max_length(run: Run) -> int | None:

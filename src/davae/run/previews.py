@@ -43,7 +43,7 @@ def preview_hooks(current: Round, task: DiffusionTask, autoencoder: AutoencoderD
     prompts = _encoded(current, config)  # by every process, and now: what is missing stops all of them before a step
     if not run.is_main:
         return []
-    learner, scheduler = task.learners["transformer"], build.scheduler(current)
+    learner, scheduler = task.learners["transformer"], build.scheduler(current, autoencoder.layout)
     settings = SamplerSettings(
         steps=config.steps,
         guidance_scale=config.guidance_scale,

@@ -7,8 +7,9 @@ from accelerate import Accelerator
 
 from davae.core.observer import Observer, Silent
 from davae.data.cache_files import Part
+from davae.evaluate.processes import Processes
 from davae.recipe import Recipe
-from davae.run.accelerator import make_accelerator
+from davae.run.accelerator import make_accelerator, processes_of
 from davae.run.data import RunData
 from davae.run.origins import Origins
 from davae.run.record import Record
@@ -48,6 +49,11 @@ class Run(Origins):
         """What this process encodes of a cache."""
         accelerator = self.accelerator
         return Part(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+
+    @property
+    def processes(self) -> Processes:
+        """What this process measures of what all do."""
+        return processes_of(self.accelerator)
 
     @cached_property
     def data(self) -> RunData:

@@ -8,11 +8,12 @@ from typing import Any
 
 from davae.core.checked import damaged, note
 from davae.core.state import found_json
+from davae.data.drawn_folder import STORE
 from davae.run import inputs
 from davae.run.pipelines import sample_config
 from davae.run.run import Run
 from davae.sampling.latent_shards import LatentShards
-from davae.sampling.store import MARKER, FormatName, ImageStore
+from davae.sampling.store import FormatName, ImageStore
 from davae.sampling.whole_files import SUFFIXES, is_whole
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Samples:
 def stand(gallery: Path) -> bool:
     """Whether samples lie beside the picture of the first ones, all whole, and say of which settings they are."""
     folder = gallery.parent
-    if not gallery.exists() or "sample" not in (found_json(folder / MARKER, dict[str, Any]) or {}):
+    if not gallery.exists() or "sample" not in (found_json(folder / STORE, dict[str, Any]) or {}):
         return False
     if found := damaged(folder, _files(folder), is_whole):
         logger.warning("Samples in %s are damaged and drawn again: %s", folder, ", ".join(found[:3]))

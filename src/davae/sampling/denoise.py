@@ -10,7 +10,8 @@ from davae.core.flow import from_sigma, scheduler_sigmas, to_scheduler_velocity
 from davae.sampling.guidance import Guidance, guide_all, in_interval
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy [B, K, h, w], native time [B], labels [B]) -> native velocity."""
+"""(noisy [B, K, h, w], native time [B], labels [B]) -> native velocity. Where the detail lags, the time is the
+clock's, see `core.flow`."""
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -41,7 +42,8 @@ def denoise(
         latents: noise [B, K, h, w].
         labels: class of each image [B].
         null_labels: the class that means "none" [B].
-        scheduler: a `FlowMatchEulerDiscreteScheduler`; its shift is in sigma (`core.flow.sigma_shift`).
+        scheduler: a `FlowMatchEulerDiscreteScheduler`, or one that steps base and detail apart
+            (`DetailLagScheduler`); its shift is in sigma (`core.flow.sigma_shift`).
         num_steps: Euler steps.
         guidance_scale: 1 switches guidance off, and with it the second half of the work.
         guidance_interval: native times between which guidance is on.

@@ -30,6 +30,9 @@ def guide_first(channels: int) -> Guidance:
 
 
 def in_interval(time: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance is on at a native time (1 = data): start <= t <= end, the start included."""
+    """Whether guidance is on at a native time (1 = data): start <= t <= end, the start included.
+
+    Past 1, where the detail finishes behind the base (see `core.flow`), it is what it is at 1.
+    """
     start, end = interval
-    return start <= time <= end
+    return start <= min(time, 1.0) <= end

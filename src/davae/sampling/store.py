@@ -15,11 +15,11 @@ from torch import Tensor
 
 from davae.core.files import replacing, sweep, write_text
 from davae.core.state import found_json, write_json
+from davae.data.drawn_folder import GRID, STORE
 from davae.models.chunking import chunks
 from davae.sampling.image_formats import IMAGE, GeneratedImage, ImageFiles, ImageFormat, NpzArchive, TarShards
 
 FormatName = Literal["png", "jpg", "npz", "tar"]
-GRID, MARKER = "grid.png", "inputs.json"
 
 
 class ImageStore:
@@ -53,7 +53,7 @@ class ImageStore:
     ) -> None:
         self.folder, self.inputs, self.count, self.kinds = folder, dict(inputs), count, tuple(kinds)
         self.units = [range(first + part.start, first + part.stop) for part in chunks(count, unit)]
-        self._marker, self._names = folder / MARKER, tuple(formats)
+        self._marker, self._names = folder / STORE, tuple(formats)
         files = {
             "png": ImageFiles(folder, "png", self.kinds, facts),
             "jpg": ImageFiles(folder, "jpg", self.kinds, facts),

@@ -14,6 +14,7 @@ from davae.stages import (
     cache,
     evaluate,
     finetune,
+    judge,
     prompts,
     report,
     sample,
@@ -21,6 +22,7 @@ from davae.stages import (
 )
 
 STAGES: tuple[Stage, ...] = (
+    judge.STAGE,
     base_autoencoder.STAGE,
     base_latents.STAGE,
     base_transformer.STAGE,

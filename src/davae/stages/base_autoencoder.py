@@ -74,4 +74,5 @@ STAGE = Stage(
     run=run,
     output=lambda run: run.folder.base_autoencoder,
     trains=True,
+    portable=True,
 )

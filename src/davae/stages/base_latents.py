@@ -34,4 +34,5 @@ STAGE = Stage(
     run=run,
     output=lambda run: run.folder.base_latents,
     stands=is_complete,
+    portable=True,
 )

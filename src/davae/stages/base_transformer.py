@@ -80,4 +80,5 @@ STAGE = Stage(
     run=run,
     output=lambda run: run.folder.base_pair,
     trains=True,
+    portable=True,
 )

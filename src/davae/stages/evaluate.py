@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -16,9 +16,11 @@ from davae.data.image_source import ImageSource
 from davae.evaluate.claims import generation_claims, reconstruction_claims, speed_claim
 from davae.evaluate.generation import (
     CONTROL,
+    REAL,
     SETS,
     UPGRADED,
     UPSAMPLED,
+    JudgedSet,
     measure_features,
     measure_generation,
     with_detail_weight,
@@ -41,16 +43,20 @@ from davae.report.figures import image_grid, labelled_strip, latent_figure
 from davae.run import build, inputs, pipelines
 from davae.run.checks import judged_training_images
 from davae.run.execute import Stage
+from davae.run.image_sets import ImageSets, image_sets
 from davae.run.rounds import rounds_of
 from davae.run.run import Run
 from davae.run.samples import Samples
 
 JUDGED_IMAGES = 2048
-"""Drawn images that are compared at most: the sets and their patches are in memory."""
+"""Drawn images that are compared at most: the patches of a set are in memory."""
 SHOWN = {128: (24, 6), 256: (12, 4)}
 """Side -> drawn images of a figure, and columns; of larger ones there are 4 in two."""
 DETAIL_WEIGHTS = {"no detail": 0.0, "half": 0.5, "all": 1.0}
 """Positions of the detail dial."""
+HELD_OUT = "held-out images"
+_AT_ONCE = 64  # images that are loaded
+T = TypeVar("T")
 
 
 def depends_on(run: Run) -> dict[str, Any]:
@@ -69,24 +75,32 @@ def depends_on(run: Run) -> dict[str, Any]:
 
 
 def run(run: Run) -> None:
-    """Measure on the main process and write results.json and the figures."""
+    """Measure on all processes; the main one writes results.json and the figures."""
     config = run.recipe.evaluate
     assert config is not None
-    if not run.is_main:
-        return
     results = Results(run={"name": run.recipe.name, "hardware": hardware()})
     _reconstruction(run, config, results)
     if run.recipe.sample is not None:
         _generation(run, config, results)
-    results.save(run.folder.results)
+    if run.is_main:
+        results.save(run.folder.results)
 
 
 def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
     run.observer.say("measuring reconstruction")
     autoencoder = build.trained_tokenizer(run)
     source = first(run.data.test, config.reconstructions)
-    fid = ReconstructionFID.at_hand(autoencoder.device)
-    report = measure_reconstruction(autoencoder, source, run.recipe.image_size, config.batch_size, fid=fid)
+    report = measure_reconstruction(
+        autoencoder,
+        source,
+        run.recipe.image_size,
+        config.batch_size,
+        perceptual=_everywhere(run, "LPIPS", build.perceptual_at_hand(run)),
+        fid=_everywhere(run, "rFID", ReconstructionFID.at_hand(autoencoder.device)),
+        processes=run.processes,
+    )
+    if not run.is_main:
+        return
     results.measurements += report.measurements
     _show(
         run,
@@ -101,6 +115,14 @@ def _reconstruction(run: Run, config: EvaluateConfig, results: Results) -> None:
         _latent(run, autoencoder, source, results)
     if config.claims:
         results.claims += reconstruction_claims(report.measurements)
+
+
+def _everywhere(run: Run, column: str, network: T | None) -> T | None:
+    """What a column is measured with, where every process has its weights."""
+    if all(run.processes.gather([network is not None])):
+        return network
+    run.observer.say(f"reconstruction without {column}: its weights are not on this machine")
+    return None
 
 
 def _latent(run: Run, autoencoder: AutoencoderDA, source: ImageSource, results: Results) -> None:
@@ -123,39 +145,47 @@ def _generation(run: Run, config: EvaluateConfig, results: Results) -> None:
     run.observer.say("measuring generation")
     device, sample = run.accelerator.device, pipelines.sample_config(run)
     upgraded = pipelines.drawing(run).to(device)
-    shared = {name: getattr(upgraded, name) for name in run.pair.text_parts}  # text encoders are in memory once
-    base = run.pair.load(**shared).to(device)
+    text = {name: getattr(upgraded, name) for name in run.pair.text_parts}  # text encoders are in memory once
+    base = run.pair.load(**text).to(device)
     count = min(sample.count, JUDGED_IMAGES)
-    results.run["summary"] = _summary(run, upgraded)
-    sets = _sets(run, upgraded, base, count, config.batch_size)
     protocol = {**inputs.settings(sample), "seeds": f"{sample.seed} to {sample.seed + count - 1}"}
-    measurements = measure_generation(sets, _real_images(run, count), protocol)
-    results.measurements += measurements
-    results.measurements += _features(run, config, sets, protocol)
-    _sample_figures(run, sets, results)
-    _detail_dial(run, config, upgraded, results)
-    _previews(run, results)
-    if config.claims:
-        results.claims += generation_claims(measurements)
-    if config.speed_batch:
+    real, others = first(run.data.test, count), first(run.data.train, count)
+    counts = {HELD_OUT: len(real), **dict.fromkeys(SETS, count)} | ({REAL: len(others)} if config.metrics else {})
+    with image_sets(run, counts) as shared:
+        _write_real(run, shared, HELD_OUT, real)
+        if config.metrics:
+            _write_real(run, shared, REAL, others)
+        _write_drawn(run, shared, upgraded, base, count, config.batch_size)
+        run.accelerator.wait_for_everyone()
+        sets = shared.read()
+        held_out = sets.pop(HELD_OUT)
+        features = []
+        if config.metrics:
+            asked = pipelines.asked(run, pipelines.sampler(run, upgraded, run.recipe.image_size), range(count))
+            judged = {name: JudgedSet(images, asked) for name, images in sets.items() if name != REAL}
+            judged[REAL] = JudgedSet(sets.pop(REAL), pipelines.asked_of_real(run, others))
+            features = _features(run, config, judged, held_out, protocol)
+        if run.is_main:
+            measurements = measure_generation(sets, held_out, protocol)
+            results.measurements += [*measurements, *features]
+            results.run["summary"] = _summary(run, upgraded)
+            _sample_figures(run, sets, results)
+            _detail_dial(run, config, upgraded, results)
+            _previews(run, results)
+            if config.claims:
+                results.claims += generation_claims(measurements)
+    if run.is_main and config.speed_batch:
         _speed(run, config, upgraded, base, results)
 
 
 def _features(
-    run: Run, config: EvaluateConfig, sets: Mapping[str, Tensor], protocol: Mapping[str, Any]
+    run: Run, config: EvaluateConfig, sets: Mapping[str, JudgedSet], real: Tensor, protocol: Mapping[str, Any]
 ) -> list[Measurement]:
-    """What `evaluate.metrics` asks for."""
-    if not config.metrics:
-        return []
+    """What `evaluate.metrics` asks for, of the drawn sets and of real images in their place."""
     loading = Loading(protocol=config.protocol, say=run.observer.say)
-    extraction = Extraction(device=run.accelerator.device, observer=run.observer)
-    metrics, real = feature_metrics(config.metrics), _real_images(run, len(sets[UPGRADED]))
+    extraction = Extraction(device=run.accelerator.device, processes=run.processes, observer=run.observer)
+    metrics = feature_metrics(config.metrics)
     return measure_features(sets, real, protocol, metrics, lambda name: SPACES[name](loading), extraction)
-
-
-def _real_images(run: Run, count: int) -> Tensor:
-    source = first(run.data.test, count)
-    return torch.cat([source.images(indices, run.recipe.image_size) for indices in chunks(len(source), 64)])
 
 
 def _summary(run: Run, upgraded: Any) -> str:
@@ -237,26 +267,32 @@ def _previews(run: Run, results: Results) -> None:
             results.figures.append(Figure(f"On the way: {current.name}", note, run.folder.relative(grid)))
 
 
+def _write_real(run: Run, sets: ImageSets, name: str, source: ImageSource) -> None:
+    """This process's share of real images."""
+    for indices in run.processes.mine(list(chunks(len(source), _AT_ONCE))):
+        sets.write(name, indices.start, source.images(indices, sets.size))
+
+
 @torch.no_grad()
-def _sets(run: Run, upgraded: Any, base: Any, count: int, batch_size: int) -> dict[str, Tensor]:
-    """Images of the same seeds, drawn three ways."""
-    samples, config, size = Samples(run), pipelines.sample_config(run), run.recipe.image_size
+def _write_drawn(run: Run, sets: ImageSets, upgraded: Any, base: Any, count: int, batch_size: int) -> None:
+    """This process's share of the images of the same seeds, drawn three ways."""
+    samples, config, processes = Samples(run), pipelines.sample_config(run), run.processes
     samples.require_all()
-    sets: dict[str, list[Tensor]] = {UPSAMPLED: [], UPGRADED: [], CONTROL: []}
-    run.observer.begin("evaluate: base pair", count)
-    small = pipelines.sampler(run, base, _base_size(run, upgraded))
-    for indices in chunks(count, config.batch_size):
-        sets[UPSAMPLED].append(small.images(small.latents(indices), size=size))
-        run.observer.advance(indices[-1] + 1)
+    small, done = pipelines.sampler(run, base, _base_size(run, upgraded)), 0
+    mine = processes.mine(list(chunks(count, config.batch_size)))
+    run.observer.begin("evaluate: base pair", sum(map(len, mine)))
+    for indices in mine:
+        sets.write(UPSAMPLED, indices.start, small.images(small.latents(indices), size=sets.size))
+        done += len(indices)
+        run.observer.advance(done)
     run.observer.end()
-    large = pipelines.sampler(run, upgraded, size)
+    large = pipelines.sampler(run, upgraded, sets.size)
     latents = torch.cat(list(samples.latents.first(count)))
-    for indices in chunks(count, batch_size):
+    for indices in processes.mine(list(chunks(count, batch_size))):
         batch = latents[indices.start : indices.stop]
-        sets[UPGRADED].append(large.images(batch))
+        sets.write(UPGRADED, indices.start, large.images(batch))
         random = with_random_detail(upgraded.vae.layout, batch, [f"image {index}" for index in indices], config.seed)
-        sets[CONTROL].append(large.images(random))
-    return {name: torch.cat(parts) for name, parts in sets.items()}
+        sets.write(CONTROL, indices.start, large.images(random))
 
 
 def _speed(run: Run, config: EvaluateConfig, upgraded: Any, base: Any, results: Results) -> None:

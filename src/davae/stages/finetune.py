@@ -7,6 +7,7 @@ from typing import Any
 from davae.backbones.adapter import save_adapter
 from davae.backbones.lora import merge_lora
 from davae.core.files import folder_hash
+from davae.core.layout import LatentLayout
 from davae.data.latent_cache import LatentCache
 from davae.data.prompt_cache import PromptCache
 from davae.models.autoencoder import AutoencoderDA
@@ -75,18 +76,19 @@ def _save(current: Round, transformer: Any, autoencoder: AutoencoderDA) -> None:
     run = current.run
     with saving(run.folder.finetuned(current.name), transformer, autoencoder) as folder:
         if run.pair.is_text:
-            _save_parts(current, transformer, folder, autoencoder.layout.detail_channels)
+            _save_parts(current, transformer, folder, autoencoder.layout)
         else:
             merged = transformer if current.config.lora is None else merge_lora(transformer)
-            LightningDiTPipeline(autoencoder, merged, build.scheduler(current)).save_pretrained(folder)
+            scheduler = build.scheduler(current, autoencoder.layout)
+            LightningDiTPipeline(autoencoder, merged, scheduler).save_pretrained(folder)
 
 
-def _save_parts(current: Round, transformer: Any, folder: Path, detail_channels: int) -> None:
+def _save_parts(current: Round, transformer: Any, folder: Path, layout: LatentLayout) -> None:
     if current.config.lora is None:
         transformer.save_pretrained(folder)
     else:
-        save_adapter(transformer, folder, detail_channels)
-    build.scheduler(current).save_pretrained(folder / "scheduler")
+        save_adapter(transformer, folder, layout.detail_channels)
+    build.scheduler(current, layout).save_pretrained(folder / "scheduler")
 
 
 def _stage(round_name: RoundName) -> Stage:
@@ -98,6 +100,7 @@ def _stage(round_name: RoundName) -> Stage:
         run=partial(run, name=round_name),
         output=lambda run: run.folder.finetuned(round_name),
         trains=True,
+        portable=True,
         outlives=("captions",),
     )
 

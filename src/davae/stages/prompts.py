@@ -57,6 +57,7 @@ def _stage(name: str, section: str, round_name: RoundName) -> Stage:
         run=partial(run, name=round_name),
         output=lambda run: run.folder.prompts(round_name),
         stands=is_complete,
+        portable=True,
     )
 
 

@@ -27,7 +27,7 @@ def run(run: Run) -> None:
     _draw(run, samples, sampler)
     run.accelerator.wait_for_everyone()
     if run.is_main:
-        samples.store.finish(sampler.captions(range(samples.config.count)))
+        samples.store.finish(pipelines.asked(run, sampler, range(samples.config.count)))
         shown = torch.cat(list(samples.latents.first(SHOWN)))
         samples.store.show(image_grid(sampler.images(shown), columns=9))
         samples.note()

@@ -18,7 +18,7 @@ from davae.run import build
 from davae.run.checks import check_pair
 from davae.run.execute import Stage
 from davae.run.fit import applied, fit
-from davae.run.inputs import settings
+from davae.run.inputs import settings, transformer
 from davae.run.run import Run
 
 NAME = "tokenizer"
@@ -26,12 +26,15 @@ NAME = "tokenizer"
 
 def depends_on(run: Run) -> dict[str, Any]:
     """What the tokenizer depends on."""
+    config = run.recipe.tokenizer
+    is_seen = config is not None and config.generative_alignment is not None
     return {
-        "tokenizer": settings(run.recipe.tokenizer),
+        "tokenizer": settings(config),
         "image_size": run.recipe.image_size,
         "data": run.data.train.fingerprint,
         "pair": folder_hash(run.base_path),
         "seed": run.recipe.seed,
+        **({"transformer": transformer(run)} if is_seen else {}),
     }
 
 
@@ -43,7 +46,8 @@ def run(run: Run) -> None:
     torch.manual_seed(run.recipe.seed)
     autoencoder = build.new_tokenizer(config, build.base_autoencoder(run))
     distance = build.perceptual(config.perceptual, run.accelerator.device, run.observer.say)
-    task = build.tokenizer_task(run, autoencoder, distance)
+    generative = build.generative_alignment(run, autoencoder)
+    task = build.tokenizer_task(run, autoencoder, distance, generative)
     training_set = build.image_set(run, config, run.recipe.image_size)
     averages = fit(run, NAME, task, training_set, config, depends_on(run))
     with applied(averages["autoencoder"]):
@@ -85,4 +89,5 @@ STAGE = Stage(
     run=run,
     output=lambda run: run.folder.tokenizer,
     trains=True,
+    portable=True,
 )

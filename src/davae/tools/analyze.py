@@ -14,10 +14,12 @@ from davae.data.hold_out import first
 from davae.data.image_source import ImageSource
 from davae.data.shards import ShardSource
 from davae.data.solids import SolidsSource
+from davae.evaluate import lpips
 from davae.evaluate.agreement import base_and_detail_components, channels_of, correlation
 from davae.evaluate.analysis import LatentStatistics, gather, measure_latents, white_noise
 from davae.evaluate.hardware import hardware
 from davae.evaluate.reconstruction import measure_reconstruction
+from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Figure, Results
 from davae.evaluate.spectrum import radial
 from davae.models.autoencoder import AutoencoderDA
@@ -105,6 +107,10 @@ def _measure(
     }
     batch_size = max(1, _BATCH_PIXELS // size**2)
     results, analysed, notes = Results(), [], []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    perceptual, fid = lpips.at_hand(), ReconstructionFID.at_hand(device)
+    if perceptual is not None:
+        perceptual.to(device)
     for index, (name, autoencoder) in enumerate(autoencoders.items()):
         observer.begin(f"analyze: {name}", len(source))
         statistics, latents = gather(autoencoder, source, size, batch_size, observer, seed, _SHOWN)
@@ -112,7 +118,8 @@ def _measure(
         numbers, remarks = measure_latents(statistics, protocol, name if several else "")
         analysed.append(_Analysed(name, statistics, latents))
         observer.say(f"measuring reconstruction: {name}")
-        rebuilt = measure_reconstruction(autoencoder, source, size, batch_size, seed, _SHOWN)
+        beside = None if fid is None else fid.beside()
+        rebuilt = measure_reconstruction(autoencoder, source, size, batch_size, seed, _SHOWN, perceptual, beside)
         rows = [replace(m, row=f"{name}: {m.row}") if several else m for m in rebuilt.measurements]
         results.measurements += [*rows, *numbers]
         notes += remarks
@@ -127,6 +134,9 @@ def _measure(
         _correlation(analysed, out),
         _components(analysed, rebuilt.strips["input"], out),
     ]
+    for column, network in (("LPIPS", perceptual), ("rFID", fid)):
+        if network is None:
+            notes.append(f"{column} is left out: its weights are not on this machine.")
     results.run = {
         "name": f"Latents of {' and '.join(autoencoders)}",
         "summary": " ".join([_summary(analysed, len(source), size), *notes]),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from davae.core.observer import Observer, Silent
 from davae.data.folder import FolderSource
+from davae.evaluate import lpips
 from davae.evaluate.autoencoder_table import (
     SMALLEST_SIDE,
     Row,
@@ -22,7 +23,6 @@ from davae.evaluate.hardware import hardware
 from davae.evaluate.reconstruction_fid import ReconstructionFID
 from davae.evaluate.results import Figure, Results
 from davae.models.loading import load_autoencoder
-from davae.models.perceptual import LPIPS
 from davae.report.figures import labelled_strip
 from davae.report.page import write_report
 from davae.run.paths import distinct_names, refuse_claimed
@@ -58,7 +58,7 @@ def evaluate_autoencoders(
     labels = distinct_names([Path(path) for path in autoencoders])
     loaded = {label: load_autoencoder(path) for label, path in zip(labels, autoencoders, strict=True)}
     source = _open(images, size, multiple_of(list(loaded.values())), observer)
-    perceptual = _perceptual(observer)
+    perceptual = lpips.at_hand(say=observer.say)
     note = "" if perceptual else " LPIPS is left out, because its weights are not on this machine."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fid = ReconstructionFID.at_hand(device)
@@ -105,15 +105,6 @@ def _shown(column: str, value: float | None) -> str:
     if column == "PSNR":
         return f"{value:.2f}"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
-
-
-def _perceptual(observer: Observer) -> LPIPS | None:
-    """The distance network, or None where its weights are not here."""
-    try:
-        return LPIPS.from_pretrained()
-    except FileNotFoundError as error:
-        observer.say(f"LPIPS is left out. {error}")
-        return None
 
 
 def _open(folder: Path, size: int | None, multiple: int, observer: Observer) -> TestImages:

@@ -27,6 +27,7 @@ def score_captions(
     metrics: Sequence[str] = ("clip-score",),
     *,
     clip: str | None = None,
+    allow_download: bool = False,
     kind: str = "",
     out: Path | None = None,
     seed: int = 0,
@@ -35,15 +36,16 @@ def score_captions(
     """Measure how well images and captions agree.
 
     Args:
-        images: folder of them.
+        images: folder or tar shards of them.
         prompts: their captions; None takes what the folder says. See `captioned_images`.
         metrics: names of `CLIP_PROTOCOLS`.
         clip: the model, a folder or a name on the hub, which is fetched; None takes that of the protocol where the
             hub's cache has it.
+        allow_download: whether that one may be fetched too.
         kind: "baseline" or "preview" takes what `davae generate` drew beside each image; empty takes the images.
         out: folder for results.json and report.html, not that of a run; None writes nothing.
         seed: of the intervals.
-        observer: who watches; it is told the scores.
+        observer: who watches.
 
     Raises:
         FileNotFoundError: a folder, a file or the model is not there.
@@ -63,7 +65,7 @@ def score_captions(
     name = f"{images.resolve().name}{kind and f', {kind}'}"
     measurements: list[Measurement] = []
     for protocol in (CLIP_PROTOCOLS[name] for name in metrics):
-        model = Clip.from_pretrained(clip or protocol.model, clip is not None, state.device)
+        model = Clip.from_pretrained(clip or protocol.model, allow_download or clip is not None, state.device)
         scores = score_each(_decoded(mine), {i.name: i.caption for i in mine}, model, protocol, observer=observer)
         everyone = dict(gather_object(list(scores.items())))
         score = mean_score(everyone, captions, model, protocol, seed=seed)
@@ -80,28 +82,13 @@ def score_captions(
     if out is not None and state.is_main_process:
         results.save(out / "results.json")
         write_report(out)
-    for line in _lines(results):
-        observer.say(line)
     return results
-
-
-def _lines(results: Results) -> list[str]:
-    cells = {(item.group, item.column): item for item in results.measurements}
-    titles = dict.fromkeys(item.group for item in results.measurements)
-    return [
-        results.run["summary"],
-        *(
-            f"{title} {cells[title, title].value:.3f}, 95% from {cells[title, '95% from'].value:.3f} to "
-            f"{cells[title, '95% to'].value:.3f}, by {cells[title, title].protocol['model']}"
-            for title in titles
-        ),
-    ]
 
 
 def _decoded(images: Sequence[CaptionedImage]) -> Iterator[tuple[str, Tensor]]:
     for image in images:
         try:
-            picture = decode_image(image.path.read_bytes(), image.name)
+            picture = decode_image(image.read(), image.name)
         except UnusableImage as error:
-            raise ValueError(f"Cannot score {image.path}: {error.reason}. Draw it again.") from error
+            raise ValueError(f"Cannot score {image.name}: {error.reason}. Draw it again.") from error
         yield image.name, torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -50,6 +50,7 @@ def judge_geneval(
     detections: Path | None = None,
     detector: str | None = None,
     clip: str | None = None,
+    allow_download: bool = False,
     kind: str = "",
     out: Path | None = None,
     seed: int = 0,
@@ -64,11 +65,12 @@ def judge_geneval(
         detector: Mask2Former for instances, a folder or a name on the hub, which is fetched; None takes the
             published one where the hub's cache has it.
         clip: CLIP, which names colours; likewise.
+        allow_download: whether the published ones may be fetched too.
         kind: "baseline" or "preview" takes what `davae generate` drew beside each image; empty takes the images.
         out: folder for results.json, report.html, verdicts.jsonl and detections.jsonl, not that of a run; None writes
             nothing. A call that was stopped goes on there.
         seed: of the intervals.
-        observer: who watches; it is told the scores.
+        observer: who watches.
 
     Raises:
         FileNotFoundError: a folder, a file or a network is not there.
@@ -82,7 +84,7 @@ def judge_geneval(
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     observer = (observer or Silent()) if state.is_main_process else Silent()
     if detections is None:
-        judge = _judge(detector, clip, state.device)
+        judge = _judge(detector, clip, allow_download, state.device)
         with terminable():
             seen, identity = look_at_all(images, judge, out, state, observer), judge.identity
     else:
@@ -92,29 +94,14 @@ def judge_geneval(
     results = _results(f"{folder.resolve().name}{kind and f', {kind}'}", images, verdicts, identity, seed)
     if out is not None and state.is_main_process:
         _write(out, results, images, verdicts)
-    for line in _lines(results):
-        observer.say(line)
     return results
 
 
-def _lines(results: Results) -> list[str]:
-    cells = {(item.row, item.column): item.value for item in results.measurements}
-    rows = [row for row in dict.fromkeys(item.row for item in results.measurements) if (row, "score") in cells]
-    return [
-        results.run["summary"],
-        *(
-            f"{row:<22}{cells[row, 'score']:.4f}  95% from {cells[row, '95% from']:.3f} to "
-            f"{cells[row, '95% to']:.3f}  ({cells[row, 'images']} images)"
-            for row in rows
-        ),
-    ]
-
-
-def _judge(detector: str | None, clip: str | None, device: torch.device) -> DetectorJudge:
-    """Networks that are named may be fetched; those that are not have to be here already."""
-    network = Mask2Former.from_pretrained(detector or DEFAULT_DETECTOR, detector is not None, device)
+def _judge(detector: str | None, clip: str | None, allow_download: bool, device: torch.device) -> DetectorJudge:
+    """Networks that are named may be fetched; those that are not have to be here already, unless that is allowed."""
     return DetectorJudge(
-        network, ColorClassifier(Clip.from_pretrained(clip or DEFAULT_CLIP, clip is not None, device))
+        Mask2Former.from_pretrained(detector or DEFAULT_DETECTOR, allow_download or detector is not None, device),
+        ColorClassifier(Clip.from_pretrained(clip or DEFAULT_CLIP, allow_download or clip is not None, device)),
     )
 
 
@@ -138,12 +125,13 @@ def _results(
     kind = (
         "the official set"
         if is_official
-        else f"not the official set of {sum(TASKS.values())} and {IMAGES_PER_PROMPT}"
+        else f"not the official set of {sum(TASKS.values())} prompts with {IMAGES_PER_PROMPT} images each"
     )
     return Results(
         run={
             "name": f"GenEval of {name}",
-            "summary": f"{prompts} prompts, {per_prompt:g} images each: {kind}.",
+            "summary": f"{prompts} prompts, {per_prompt:g} images each: {kind}. The score of a task is the share "
+            "of its images that are right, the overall score the mean of the tasks.",
             "hardware": hardware(),
         },
         measurements=_measurements(summary, protocol),
@@ -203,4 +191,4 @@ def _failures(pairs: Sequence[tuple[PromptImage, Verdict]]) -> list[FailureGroup
 
 
 def _thumbnail(image: PromptImage) -> bytes:
-    return thumbnail(decode_image(image.path.read_bytes(), image.name))
+    return thumbnail(decode_image(image.read(), image.name))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from davae.report.tables import PaperTable, paper_tables, write_page
+from davae.report.tables.tables import Column, Line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,8 +35,19 @@ def show(tables: Mapping[str, PaperTable]) -> "Iterator[Table | Text]":
     from rich.text import Text
 
     for name, table in tables.items():
-        yield _grid(name, table)
-        yield from map(Text, _notes(table))
+        yield _grid(f"{table.title} [{name}]", table, table.columns, table.lines)
+        yield Text(f"  {table.source}. {table.protocol}")
+        for number, item in enumerate(table.ours, start=1):
+            if number in table.apart:
+                yield Text("")
+                yield _grid(
+                    f"Measured here, {number} [{name}]",
+                    table,
+                    dict.fromkeys(item.columns, Column()),
+                    table.lines_apart(number),
+                )
+            yield Text(f"  here {number}: {item.protocol}; {item.hardware}; {item.command}")
+        yield from map(Text, _commands(table))
 
 
 def draw(tables: Mapping[str, PaperTable], out: Path) -> Path:
@@ -51,25 +63,24 @@ def draw(tables: Mapping[str, PaperTable], out: Path) -> Path:
     return write_page(tables, out)
 
 
-def _grid(name: str, table: PaperTable) -> "Table":
+def _grid(title: str, table: PaperTable, columns: Mapping[str, Column], lines: Sequence[Line]) -> "Table":
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=Text(f"{table.title} [{name}]"), caption=Text(table.source), caption_justify="left")
-    grid.add_column("")
-    for column, settings in table.all_columns.items():
-        grid.add_column(Text(f"{column}{_ARROWS[settings.better]}"), justify="right")
-    for line in table.lines:
-        title = line.name if line.experiment is None else f"  ours {line.experiment}: {line.name}"
-        cells = (Text(table.shown(line, column)) for column in table.all_columns)
-        grid.add_row(Text(title), *cells, style=None if line.experiment is None else "bold")
+    grid = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    grid.add_column("", overflow="fold")
+    for column, settings in columns.items():
+        grid.add_column(Text(f"{column}{_ARROWS[settings.better]}"), justify="right", overflow="fold")
+    for line in lines:
+        is_beneath = line.experiment is not None and line.experiment not in table.apart
+        name = f"  here {line.experiment}: {line.name}" if is_beneath else line.name
+        cells = (Text(table.shown(line, column)) for column in columns)
+        grid.add_row(Text(name), *cells, style=None if line.experiment is None else "bold")
     return grid
 
 
-def _notes(table: PaperTable) -> Iterator[str]:
-    yield f"  paper: {table.protocol}"
-    for number, item in enumerate(table.ours, start=1):
-        yield f"  ours {number}: {item.protocol}; {item.hardware}; {item.command}"
+def _commands(table: PaperTable) -> Iterator[str]:
     for what, commands in (("make", table.makers), ("judge", table.judges)):
         for name, lines in commands.items():
             yield f"  {what} {name}:"

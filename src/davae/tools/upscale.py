@@ -1,4 +1,4 @@
-"""`davae upscale`: every image of a folder at a larger size, in another folder, under the same name.
+"""`davae upscale`: every image of a set at a larger size, in a folder, under the same name.
 
 It is the second stage of the cascades that an upgraded pair is compared with, and resumable as drawing is.
 """
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -15,18 +15,16 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
-from davae.core.files import file_hash, replacing, sweep
+from davae.core.files import bytes_digest, replacing, sweep
 from davae.core.observer import Observer, Silent
 from davae.core.state import write_json
-from davae.data.decode import IMAGE_SUFFIXES, UnusableImage, decode_image
+from davae.data.drawn_folder import ENLARGED
+from davae.data.image_list import ImageList, open_images
 from davae.run.accelerator import PATIENCE
-from davae.sampling.store import GRID
 from davae.sampling.upscaling import Upscaler, refusal
 from davae.sampling.upscaling.upscaler import Size
 from davae.train.interrupt import terminable
 
-MARKER = "upscale.json"
-_SETTINGS_OF_DRAWN_IMAGES = ("generation.json", "inputs.json")
 _SHOWN = 10
 
 
@@ -43,12 +41,13 @@ class _Small:
 
 
 def upscale(source: Path, out: Path, size: int, upscaler: Upscaler, observer: Observer | None = None) -> Path:
-    """Enlarge the images of a folder. Run again, it makes what is missing, and what changed, anew.
+    """Enlarge images. Run again, it makes what is missing, and what changed, anew.
 
     Several processes (accelerate, torchrun) share the work.
 
     Args:
-        source: folder of images; sub-folders are kept, names with a leading dot are passed over.
+        source: folder of images, tar shards, or an npz with `arr_0`; sub-folders are kept, names with a leading dot
+            are passed over.
         out: new folder, or one that the same call began; `a/b.jpg` becomes `a/b.png` in it.
         size: of the shorter side in pixels; the shape is kept.
         upscaler: what enlarges.
@@ -63,13 +62,16 @@ def upscale(source: Path, out: Path, size: int, upscaler: Upscaler, observer: Ob
     """
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     observer = (observer or Silent()) if state.is_main_process else Silent()
-    files = _files(source, out)
     if size < 1:
         raise ValueError(f"Images need a size of at least 1 px; got {size}.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{out} lies in {source}, whose images are enlarged. Give a folder beside it.")
+    images = open_images(source)
+    numbers = _numbers(images)
     inputs = {
         "upscaler": dict(upscaler.identity),
         "size": size,
-        "images": {name: file_hash(file) for name, file in files.items()},
+        "images": {name: bytes_digest(images.content(i)).hex() for name, i in numbers.items()},
     }
     changed = _changed(out, inputs)
     state.wait_for_everyone()
@@ -78,39 +80,35 @@ def upscale(source: Path, out: Path, size: int, upscaler: Upscaler, observer: Ob
         sweep(out)
         for name in changed:
             (out / name).unlink(missing_ok=True)
-        write_json(out / MARKER, inputs, indent=1)
+        write_json(out / ENLARGED, inputs, indent=1)
     state.wait_for_everyone()
     with terminable():
-        mine = list(files)[state.process_index :: state.num_processes]  # before it is known what stands
-        missing = {name: files[name] for name in mine if not (out / name).exists()}
-        left_out = _enlarge(missing, out, size, upscaler, observer) if missing else []
+        mine = list(numbers)[state.process_index :: state.num_processes]  # before it is known what stands
+        missing = {name: numbers[name] for name in mine if not (out / name).exists()}
+        left_out = [*images.unusable] if state.is_main_process else []
+        for name, reason in left_out[:_SHOWN]:
+            observer.say(f"left out {name}: {reason}")
+        left_out += _enlarge(images, missing, out, size, upscaler, observer) if missing else []
     if left_out:
         name, reason = left_out[0]
         raise ValueError(
-            f"{len(left_out)} of {len(files)} images were left out, the first {name}: {reason}. {out} has the others."
+            f"{len(left_out)} of {len(images) + len(images.unusable)} images were left out, the first {name}: "
+            f"{reason}. {out} has the others."
         )
     return out
 
 
-def _files(source: Path, out: Path) -> dict[str, Path]:
-    """Name of each image to make -> its file, in the order of names."""
-    if not source.is_dir():
-        raise ValueError(f"Cannot upscale {source}: there is no such folder. Give a folder of images.")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{out} lies in {source}, whose images are enlarged. Give a folder beside it.")
-    found: dict[str, Path] = {}
-    for file in sorted(source.rglob("*")):
-        relative = file.relative_to(source)
-        if file.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith(".") for part in relative.parts):
-            continue
-        if file.name == GRID and any((file.parent / marker).exists() for marker in _SETTINGS_OF_DRAWN_IMAGES):
-            continue  # a picture of the other images
-        name = relative.with_suffix(".png").as_posix()
-        if name in found:
-            raise ValueError(f"{found[name]} and {file} would both become {name}. Rename one of them.")
-        found[name] = file
-    if not found:
-        raise ValueError(f"There is no image in {source}; allowed are {' '.join(IMAGE_SUFFIXES)}.")
+def _numbers(images: ImageList) -> dict[str, int]:
+    """Name of each image to make -> which one it is of."""
+    found: dict[str, int] = {}
+    for number, name in enumerate(images.ids):
+        made = PurePosixPath(name).with_suffix(".png").as_posix()
+        if made in found:
+            raise ValueError(
+                f"{images.ids[found[made]]} and {name} of {images.where} would both become {made}. Rename one of "
+                f"them."
+            )
+        found[made] = number
     return found
 
 
@@ -120,11 +118,11 @@ def _changed(out: Path, inputs: dict) -> list[str]:
     Raises:
         ValueError: the folder holds images of another upscaler, size or set, or something else.
     """
-    marker = out / MARKER
+    marker = out / ENLARGED
     if not marker.exists():
         if out.exists() and any(out.iterdir()):
             raise ValueError(
-                f"{out} holds something that 'davae upscale' did not write: there is no {MARKER} in it. "
+                f"{out} holds something that 'davae upscale' did not write: there is no {ENLARGED} in it. "
                 f"Give a new or an empty folder."
             )
         return []
@@ -143,17 +141,17 @@ def _changed(out: Path, inputs: dict) -> list[str]:
 
 
 def _enlarge(
-    files: dict[str, Path], out: Path, size: int, upscaler: Upscaler, observer: Observer
+    images: ImageList, numbers: dict[str, int], out: Path, size: int, upscaler: Upscaler, observer: Observer
 ) -> list[tuple[str, str]]:
-    """Make the images; (name, reason) of those that cannot be made."""
+    """Make some of the images; (name, reason) of those that cannot be made."""
     left_out: list[tuple[str, str]] = []
     seconds = done = 0.0
-    observer.begin(f"upscale: {upscaler.name}", len(files))
-    for group in _groups(_usable(files, size, upscaler, observer, left_out), upscaler):
+    observer.begin(f"upscale: {upscaler.name}", len(numbers))
+    for group in _groups(_usable(images, numbers, size, upscaler, observer, left_out), upscaler):
         started = time.perf_counter()
-        images = upscaler(torch.stack([image.pixels for image in group]), _target(group[0].size, size))
+        large = upscaler(torch.stack([image.pixels for image in group]), _target(group[0].size, size))
         seconds += time.perf_counter() - started
-        for small, image in zip(group, images, strict=True):
+        for small, image in zip(group, large, strict=True):
             with replacing(out / small.name) as temporary:
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, "PNG")
         done += len(group)
@@ -165,25 +163,22 @@ def _enlarge(
 
 
 def _usable(
-    files: dict[str, Path], size: int, upscaler: Upscaler, observer: Observer, left_out: list[tuple[str, str]]
+    images: ImageList,
+    numbers: dict[str, int],
+    size: int,
+    upscaler: Upscaler,
+    observer: Observer,
+    left_out: list[tuple[str, str]],
 ) -> Iterator[_Small]:
     """The images that can be enlarged; the others are named and put into `left_out`."""
-    for name, file in files.items():
-        reason = None
-        try:
-            pixels = np.array(decode_image(file.read_bytes(), file.name))
-            small = _Small(name, torch.from_numpy(pixels).permute(2, 0, 1))
-            reason = refusal(upscaler, small.size, _target(small.size, size))
-        except UnusableImage as error:
-            reason = error.reason
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-        if reason is None:
-            yield small
+    for name, number in numbers.items():
+        if reason := refusal(upscaler, images.sizes[number], _target(images.sizes[number], size)):
+            left_out.append((images.ids[number], reason))
+            if len(left_out) <= _SHOWN:
+                observer.say(f"left out {images.ids[number]}: {reason}")
             continue
-        left_out.append((name, reason))
-        if len(left_out) <= _SHOWN:
-            observer.say(f"left out {name}: {reason}")
+        pixels = np.require(images.decode(number, images.content(number)), requirements="W")
+        yield _Small(name, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _groups(images: Iterator[_Small], upscaler: Upscaler) -> Iterator[Sequence[_Small]]:

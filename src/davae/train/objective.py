@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
-from davae.core.config import Amount, Config, Count, FilePath, PathOrName, Positive, Share, Side, Whole
+from davae.core.config import Amount, Config, Count, FilePath, Number, PathOrName, Positive, Range, Share, Side, Whole
 from davae.train.settings import LoopConfig, OptimConfig
 
 
@@ -41,6 +41,26 @@ class PerceptualConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PyramidConfig(Config):
+    """L1 between the bands of Laplacian pyramids: edges and texture, without a network's weights."""
+
+    weight: Amount = 1.0
+    """Weight of the distance beside L1."""
+    levels: Annotated[int, Range(1, 12)] = 3
+    """Bands, each of half the resolution of the one before; images have sides of at least 2^levels px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumConfig(Config):
+    """L1 between Fourier transforms, the worst frequencies first, without a network's weights."""
+
+    weight: Amount = 1.0
+    """Weight of the distance beside L1."""
+    focus: Amount = 1.0
+    """A frequency counts by its error to this power, the largest by 1 (focal frequency loss); 0: all alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig(LoopConfig):
     """What every autoencoder training has."""
 
@@ -50,8 +70,13 @@ class ReconstructionConfig(LoopConfig):
     """Mirror half of the images."""
     l1_weight: Amount = 1.0
     """Weight of the mean absolute error of pixels in [-1, 1]."""
+    pyramid: PyramidConfig | None = None
+    """Sharpness by a Laplacian pyramid as a part of the reconstruction; null leaves it out, {} takes it as it is."""
+    spectrum: SpectrumConfig | None = None
+    """Sharpness by the Fourier transform, likewise."""
     reconstruction_reduction: Literal["mean", "sum"] = "mean"
-    """Of L1 and perceptual distance together: the mean over all elements, or the sum over an image (VA-VAE)."""
+    """Of all distances of the reconstruction together: the mean over all elements, or the sum over an image
+    (VA-VAE)."""
     kl_weight: Amount = 1e-6
     """Weight of the KL divergence of the trained latent from a standard normal."""
     kl_reduction: Literal["mean", "sum"] = "mean"
@@ -65,6 +90,23 @@ class ReconstructionConfig(LoopConfig):
     ratio serves in between. 1 is the reference."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeAlignConfig(Config):
+    """Alignment of what the pretrained transformer sees in the noised base and in the noised means of the detail."""
+
+    weight: Positive = 0.1
+    """Weight of the term; with `adaptive` a share of the reconstruction's gradient norm. Leave the section out to
+    train without."""
+    adaptive: bool = True
+    """Weigh by |grad of reconstruction| / |grad of the term| at the layer that makes the detail latent."""
+    block: Count = 4
+    """Of the transformer, counted from 1: the tokens behind it are compared, later blocks are not computed."""
+    time_mean: Number = 0.0
+    """Mean of the normal that times are the sigmoid of (native time, 1 = data)."""
+    time_std: Amount = 1.0
+    """Its standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +129,9 @@ class TokenizerConfig(ReconstructionConfig):
     """Weight of the detail alignment; with `align_adaptive` a share of the reconstruction's gradient norm."""
     align_adaptive: bool = True
     """Weigh by |grad of reconstruction| / |grad of alignment| at the layer that makes the detail latent."""
+    generative_alignment: GenerativeAlignConfig | None = None
+    """Alignment of detail and base in the features of the pair's transformer (LightningDiT or DiT), beside that of
+    the latents; null leaves it out, {} takes it as it is."""
     detail_dropout: Share = 0.1
     """Share of samples whose detail the decoder does not see."""
     dropout_rescale: bool = False

@@ -4,7 +4,7 @@ One task serves both the upgraded autoencoder (frozen base, detail encoder, join
 autoencoder that is trained from scratch to become somebody's base.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from davae.core.losses import alignment, kl_divergence, kl_divergence_sum
 from davae.core.pixels import uint8_to_signed
+from davae.core.sharpness import pyramid_distance, spectral_distance
 from davae.train.adversary import Adversary
 from davae.train.balance import Balance, Term
 from davae.train.batch import Batch
+from davae.train.generative_alignment import GenerativeAlignment
 from davae.train.objective import ReconstructionConfig, TokenizerConfig
 from davae.train.reconstructor import Reconstruction, Reconstructor
 from davae.train.task import Learner, Loss
@@ -38,6 +40,7 @@ class TokenizerTask:
         config: weights of the terms; of `TokenizerConfig` the alignment is read too.
         perceptual: distance network, frozen and in eval mode; None leaves the term out.
         reduce: mean of a tensor over processes, so that adaptive weights are those of the global batch.
+        generative: alignment of the detail by a frozen transformer; None leaves the term out.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class TokenizerTask:
         config: ReconstructionConfig,
         perceptual: Perceptual | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        generative: GenerativeAlignment | None = None,
     ) -> None:
-        self.reconstructor, self.config, self.perceptual = reconstructor, config, perceptual
+        self.reconstructor, self.config = reconstructor, config
+        self.perceptual, self.generative = perceptual, generative
         self.state: dict[str, Tensor] = {}
         self.balance = Balance(config.adaptive_every, self.state, reduce)
         self.learners = {
@@ -71,7 +76,8 @@ class TokenizerTask:
 
     def _autoencoder_loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         images = uint8_to_signed(batch["image"])
-        result = self.reconstructor.reconstruct(network, images, batch["position"].tolist())
+        positions = batch["position"].tolist()
+        result = self.reconstructor.reconstruct(network, images, positions)
         fakes = result.sample.float()
 
         reference, values = self._reconstruction(images, fakes)
@@ -79,7 +85,10 @@ class TokenizerTask:
         values["kl"] = kl.detach()
         total = reference + self.config.kl_weight * kl
 
-        terms = [*self._alignment(result), *self._vision(result, step), *self._adversarial(fakes, step)]
+        terms = [
+            *(*self._alignment(result), *self._generative(result, positions)),
+            *(*self._vision(result, step), *self._adversarial(fakes, step)),
+        ]
         weights = self.balance.weights(step, reference, [term for term in terms if term.weight != 0])
         for term in terms:  # a term of weight 0 is measured all the same
             values[term.name] = term.loss.detach()
@@ -90,15 +99,18 @@ class TokenizerTask:
         return Loss(total, values, outputs={"real": images, "fake": fakes.detach()})
 
     def _reconstruction(self, images: Tensor, fakes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term that adaptive weights are measured against (L1 and perceptual distance), and journal values."""
+        """The term that adaptive weights are measured against (L1 and other distances), and journal values."""
         config = self.config
-        pixel = (images - fakes).abs().mean()
-        reference = config.l1_weight * pixel
-        values = {"l1": pixel.detach(), "psnr": _psnr(images, fakes)}
+        distances = {"l1": (config.l1_weight, (images - fakes).abs().mean())}
+        if config.pyramid is not None:
+            distances["pyramid"] = (config.pyramid.weight, pyramid_distance(fakes, images, config.pyramid.levels))
+        if config.spectrum is not None:
+            distances["spectrum"] = (config.spectrum.weight, spectral_distance(fakes, images, config.spectrum.focus))
         if self.perceptual is not None and config.perceptual is not None:
-            distance = self.perceptual(fakes, images).mean()
-            reference = reference + config.perceptual.weight * distance
-            values["perceptual"] = distance.detach()
+            distances["perceptual"] = (config.perceptual.weight, self.perceptual(fakes, images).mean())
+        reference = torch.stack([weight * distance for weight, distance in distances.values()]).sum()
+        values = {name: distance.detach() for name, (_, distance) in distances.items()}
+        values["psnr"] = _psnr(images, fakes)
         if config.reconstruction_reduction == "sum":
             reference = reference * images[0].numel()
         return reference, values
@@ -118,6 +130,13 @@ class TokenizerTask:
         loss = alignment(layout, result.latent.float(), result.base.float())
         parameter = self.reconstructor.latent_weight if config.align_adaptive else None
         return [Term("align", loss, config.align_weight, parameter, maximum=1e8)]
+
+    def _generative(self, result: Reconstruction, positions: Sequence[int]) -> list[Term]:
+        if self.generative is None:
+            return []
+        assert result.base is not None
+        base, detail = result.base.float(), result.latent.float()
+        return [self.generative.term(base, detail, positions, self.reconstructor.latent_weight)]
 
     def _vision(self, result: Reconstruction, step: int) -> list[Term]:
         if self.reconstructor.vision is None:

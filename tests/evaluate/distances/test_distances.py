@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from davae.evaluate.distances.frechet import FID, frechet, moments_of
+from davae.evaluate.distances.frechet import FID, frechet, labelled, moments_of
 from davae.evaluate.distances.inception_score import adm_score, shuffled_score
 from davae.evaluate.distances.kid import KID, kernel_distances, squared_mmd
 from davae.evaluate.distances.mind import mind
@@ -158,7 +158,8 @@ def test_mind_refuses_sets_of_different_size() -> None:
 def test_a_frechet_distance_is_named_by_the_number_of_images() -> None:
     moments = moments_of(np.random.default_rng(0).normal(size=(9, 3)))
     columns = [
-        FID.measure(FeatureSet(n, None, moments), FeatureSet(0, None, moments), 0)[0].column for n in (500, 50_000)
+        labelled(FID.measure(FeatureSet(n, None, moments), FeatureSet(0, None, moments), 0)[0].column, n)
+        for n in (500, 50_000)
     ]
     assert columns == ["FID-500", "FID-50k"]
 

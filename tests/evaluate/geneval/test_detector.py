@@ -86,7 +86,7 @@ def test_images_are_brought_to_the_size_that_the_detector_was_trained_at(
 def _image(tmp_path: Path, prompt: Prompt) -> PromptImage:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0000.png")
-    return PromptImage("0000.png", tmp_path / "0000.png", prompt)
+    return PromptImage("0000.png", (tmp_path / "0000.png").read_bytes, prompt)
 
 
 def test_what_is_seen_decides_and_colours_are_named_where_they_are_asked(
@@ -100,7 +100,7 @@ def test_what_is_seen_decides_and_colours_are_named_where_they_are_asked(
     judge._detector._network.class_predictor.bias.data[0] += 20
     judge._detector._network.class_predictor.bias.data[-1] -= 20
     item = Item("person", 1, color="red")
-    coloured = PromptImage(plain.name, plain.path, Prompt("x", "colors", (item,)))
+    coloured = PromptImage(plain.name, plain.read, Prompt("x", "colors", (item,)))
     seen = judge.look(coloured)
     surest = max((item for item in seen.objects if item.name == "person"), key=lambda item: item.detection.score)
     assert surest.color in COLORS
@@ -118,7 +118,7 @@ def test_boxes_lie_in_the_image(judge: DetectorJudge, tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_read_is_named(judge: DetectorJudge, tmp_path: Path) -> None:
     image = _image(tmp_path, Prompt("x", "single_object", (Item("person", 1),)))
-    image.path.write_bytes(image.path.read_bytes()[:300])
+    (tmp_path / image.name).write_bytes(image.read()[:300])
     with pytest.raises(ValueError, match=r"Cannot judge .*0000\.png"):
         judge.look(image)
 

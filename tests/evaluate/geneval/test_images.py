@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from davae.data.shard_writer import ShardWriter
 from davae.evaluate.geneval.detections import judge_all, read_detections
 from davae.evaluate.geneval.images import find_images
 from davae.evaluate.geneval.prompts import read_prompts
@@ -69,7 +70,7 @@ def test_without_a_file_the_prompts_have_to_be_the_published_ones(official: Path
 def test_a_kind_that_was_not_drawn_is_refused(official: Path, drawn: Path, metadata: Path) -> None:
     with pytest.raises(ValueError, match="holds no baseline images. Leave out --kind"):
         find_images(official, metadata, "baseline")
-    with pytest.raises(ValueError, match=r"lacks 000000-baseline\.png"):
+    with pytest.raises(ValueError, match=r"000000-baseline\.png is not there; draw the images with --baseline"):
         find_images(drawn, metadata, "baseline")
 
 
@@ -121,18 +122,36 @@ def test_a_folder_that_is_not_whole_is_refused(official: Path, metadata: Path, b
 
 def test_a_drawing_that_is_not_whole_is_refused(drawn: Path, metadata: Path, tmp_path: Path) -> None:
     shutil.copy(drawn / "000000.png", drawn / "000004.png")
-    with pytest.raises(ValueError, match=r"holds 000004\.png, more than 2 images of 2 prompts"):
+    with pytest.raises(ValueError, match="5 images .* do not match 2 prompts"):
         find_images(drawn, metadata)
     (drawn / "000004.png").unlink()
     (drawn / "000002.json").write_text('{"prompt": "a photo of a cup"}')
-    with pytest.raises(ValueError, match='000002.png is of the prompt "a photo of a cup"'):
+    with pytest.raises(ValueError, match=r"000002\.png .* is of 'a photo of a cup', not of 'a photo of a red cup'"):
         find_images(drawn, metadata)
     (drawn / "000001.png").unlink()
-    with pytest.raises(ValueError, match=r"lacks 000001\.png, of the prompt 'a photo of a bench'"):
+    with pytest.raises(
+        ValueError, match=r"there is no 000001 beside 000000\.png; run the command that drew them again"
+    ):
         find_images(drawn, metadata)
-    (drawn / "generation.json").write_text(json.dumps({"form": "png", "shard_size": 256}))
-    with pytest.raises(ValueError, match="--no-shards"):
-        find_images(drawn, metadata)
+
+
+def test_shards_are_judged_as_files_are(drawn: Path, metadata: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(drawn, shards, ignore=shutil.ignore_patterns("0*"))
+    for start in (0, 3):
+        with ShardWriter(shards / f"{start // 3:06d}.tar") as shard:
+            for number in range(start, min(start + 3, 4)):
+                facts = json.loads((drawn / f"{number:06d}.json").read_text())
+                png = (drawn / f"{number:06d}.png").read_bytes()
+                shard.write(f"{number:09d}", {"png": png, "txt": facts["prompt"], "json": facts})
+    ours, theirs = find_images(shards, metadata), find_images(drawn, metadata)
+    assert [(image.prompt, image.read()) for image in ours] == [(image.prompt, image.read()) for image in theirs]
+    assert [image.name for image in ours] == [
+        *("000000/000000000", "000000/000000001", "000000/000000002", "000001/000000003"),
+    ]
+    (shards / "000001.tar").unlink()
+    with pytest.raises(ValueError, match="3 images .* do not match 2 prompts"):
+        find_images(shards, metadata)
 
 
 def test_what_is_no_folder_of_images_is_refused(tmp_path: Path, metadata: Path) -> None:

@@ -17,7 +17,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("case", ["1x9", "7x5", "37x53"])
+@pytest.mark.parametrize("case", ["1x9", "7x5", "37x53", "150x411", "299x299"])
 def test_resizes_as_the_reference(golden, case: str, rule: str) -> None:
     tensors = golden(f"eval/resize_{case}")
     resize, tolerance = RULES[rule]
@@ -32,7 +32,7 @@ def test_resizes_as_the_reference(golden, case: str, rule: str) -> None:
         assert got.dtype == np.float32
         assert np.abs(got - want.numpy()).max() <= tolerance, key
         found += 1
-    assert found >= 2
+    assert found >= 1
 
 
 def test_a_ramp_shows_where_each_of_them_looks() -> None:

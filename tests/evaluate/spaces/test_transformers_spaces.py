@@ -10,6 +10,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 
 from davae.evaluate.spaces import clip, dinov2
 from davae.evaluate.spaces.space import Loading
+from davae.models.clip import Clip
+from tiny_judges import build_tiny_clip
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14}
 
@@ -73,10 +75,19 @@ def test_a_space_is_known_by_its_weights_wherever_they_lie(dinov2_folder: Path, 
 @pytest.mark.parametrize("load", [dinov2.load, clip.load])
 def test_without_weights_the_message_says_how_to_come_by_them(load, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"SPACE=FOLDER.*--download"):
+    with pytest.raises(FileNotFoundError, match=r"Give --weights .*= a folder .*--download"):
         load(Loading())
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load(Loading("/nowhere"))
+
+
+def test_a_whole_clip_gives_its_images_half_as_the_clip_score_takes_it(tmp_path: Path) -> None:
+    folder, square = str(build_tiny_clip(tmp_path)), image(40, 40)
+    space, whole = clip.load(Loading(folder)), Clip.from_pretrained(folder)
+    with torch.inference_mode():
+        ours = space.compute(torch.from_numpy(space.prepare(square))[None])["image"]
+    theirs = torch.nn.functional.normalize(whole.images([Image.fromarray(square)]), dim=1)
+    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_a_model_of_another_kind_is_refused(clip_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Frechet distances of features as Gaussians: FID and sFID on Inception's, FDD on DINOv2's."""
+"""Frechet distances of features as Gaussians: FID and sFID of Inception, FDD of DINOv2, fd-solids of the judge."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from davae.core.moments import FeatureMoments, frechet_distance
+from davae.core.randomness import generator
+from davae.evaluate.bootstrap import LEVEL, interval
 from davae.evaluate.metric import FeatureMetric, FeatureSet, Moments, Rows, Score
 
 _FEW = 9_999  # images; what is published is of 10,000 or 50,000
+_RESAMPLES = 200
 _BLOCK = 512  # rows; the same blocks whatever batches the features came in, so that the sums round alike
 
 
@@ -36,12 +39,38 @@ def frechet(a: Moments, b: Moments) -> float:
     return frechet_distance(*(torch.from_numpy(np.array(part)) for m in (a, b) for part in (m.mean, m.covariance)))
 
 
+def resampled_interval(
+    x: NDArray[Any], y: NDArray[Any], seed: int, resamples: int = _RESAMPLES
+) -> tuple[float, float]:
+    """Within which the distance of two sets of features [N, F], [M, F] would lie with other images of their kinds.
+
+    Bootstrap over the images of both sets. Resampled sets hold fewer different images and lie farther apart, so the
+    spread of their distances is laid around the distance itself.
+    """
+    draws, value, distances = generator(seed, "bootstrap", "frechet"), frechet(moments_of(x), moments_of(y)), []
+    for _ in range(resamples):
+        parts = [rows[torch.randint(len(rows), (len(rows),), generator=draws).numpy()] for rows in (x, y)]
+        distances.append(frechet(*map(moments_of, parts)))
+    low, high = interval(np.array(distances) - np.mean(distances))
+    return max(0.0, value + low), value + high
+
+
+def _measure_with_interval(column: str) -> Callable[[FeatureSet, FeatureSet, int], list[Score]]:
+    def measure(generated: FeatureSet, reference: FeatureSet, seed: int) -> list[Score]:
+        assert generated.rows is not None and reference.rows is not None
+        x, y = (np.asarray(rows[:], dtype=np.float64) for rows in (generated.rows, reference.rows))
+        name, value = labelled(column, len(x)), frechet(moments_of(x), moments_of(y))
+        return [Score(name, value, resampled_interval(x, y, seed), note=_note(name, len(x), x.shape[1]))]
+
+    return measure
+
+
 def _measure(column: str) -> Callable[[FeatureSet, FeatureSet, int], list[Score]]:
     def measure(generated: FeatureSet, reference: FeatureSet, seed: int) -> list[Score]:
         assert generated.moments is not None and reference.moments is not None
         name = labelled(column, generated.count)
         note = _note(name, generated.count, len(generated.moments.mean))
-        return [Score(name, frechet(generated.moments, reference.moments), note=note)]
+        return [Score(column, frechet(generated.moments, reference.moments), note=note, counted=True)]
 
     return measure
 
@@ -59,6 +88,16 @@ def labelled(column: str, count: int) -> str:
 
 
 _PROTOCOL = "Frechet distance in float64 by eigenvalues, covariances 1 / (N - 1), of "
+FRECHET = FeatureMetric(
+    "frechet",
+    "Frechet distance",
+    "features",
+    "vector",
+    "moments",
+    _measure("Frechet distance"),
+    f"{_PROTOCOL}the vectors of two files",
+    "lower",
+)
 FID = FeatureMetric(
     "fid", "FID", "inception", "pool", "moments", _measure("FID"), f"{_PROTOCOL}the 2048 pool features", "lower"
 )
@@ -74,4 +113,15 @@ SFID = FeatureMetric(
 )
 FDD = FeatureMetric(
     "fdd", "FDD", "dinov2", "class", "moments", _measure("FDD"), f"{_PROTOCOL}DINOv2's class token", "lower"
+)
+FD_SOLIDS = FeatureMetric(
+    "fd-solids",
+    "FD-solids",
+    "solids",
+    "pool",
+    "rows",
+    _measure_with_interval("FD-solids"),
+    f"{_PROTOCOL}the features of the judge of solids; interval of {LEVEL:.0%} by bootstrap over the images of both "
+    f"sets, {_RESAMPLES} resamples",
+    "lower",
 )

@@ -76,7 +76,7 @@ def _measure(column: str, biased: bool) -> Callable[[FeatureSet, FeatureSet, int
 
 
 _PROTOCOL = (
-    "squared MMD under (x . y / d + 1)^3 of pool features in float64, mean over 100 subsets of 1,000 images (of all, "
+    "squared MMD under (x . y / d + 1)^3 of features in float64, mean over 100 subsets of 1,000 images (of all, "
     "where a set has fewer)"
 )
 KID = FeatureMetric(

@@ -67,7 +67,7 @@ MIND = FeatureMetric(
     "pool",
     "rows",
     _measure,
-    f"3 d times the squared sliced Wasserstein distance of pool features over {DIRECTIONS:,} directions, float64; of "
+    f"3 d times the squared sliced Wasserstein distance of features over {DIRECTIONS:,} directions, float64; of "
     "the larger set as many images are drawn as the other has",
     "lower",
 )

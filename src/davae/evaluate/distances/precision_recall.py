@@ -88,7 +88,7 @@ PRECISION_RECALL = FeatureMetric(
     "pool",
     "rows",
     _measure,
-    f"balls to the {NEIGHBOURS} nearest neighbours of pool features, squared distances in float32; the published "
+    f"balls to the {NEIGHBOURS} nearest neighbours of features, squared distances in float32; the published "
     "protocol takes 50,000 images and a reference of 10,000",
     "higher",
     least=NEIGHBOURS + 1,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from davae.core.files import file_hash
+from davae.core.files import bytes_digest
 from davae.data.annotations import json_lines, read_text
 from davae.evaluate.geneval.images import PromptImage
 from davae.evaluate.geneval.prompts import known
@@ -159,7 +159,7 @@ def judge_all(
 
 def judge_one(image: PromptImage, seen: SeenImage, options: Thresholds = OFFICIAL) -> Verdict:
     """The verdict on an image."""
-    if seen.content is not None and seen.content != file_hash(image.path):
+    if seen.content is not None and seen.content != bytes_digest(image.read()).hex():
         raise ValueError(f"Detections of {image.name} are of another image: its contents changed. Detect again.")
     by_class: dict[str, list[SeenObject]] = {}
     for item in seen.objects:

@@ -7,7 +7,7 @@ Any detector will do that reports objects with class, box, score and mask; its d
 from collections.abc import Mapping
 from typing import Any, Final
 
-from davae.core.files import file_hash
+from davae.core.files import bytes_digest
 from davae.data.decode import UnusableImage, decode_image
 from davae.evaluate.geneval.colors import ColorClassifier
 from davae.evaluate.geneval.detections import SeenImage, SeenObject
@@ -45,10 +45,11 @@ class DetectorJudge:
         Raises:
             ValueError: the image cannot be read.
         """
+        content = image.read()
         try:
-            picture = decode_image(image.path.read_bytes(), image.name)
+            picture = decode_image(content, image.name)
         except UnusableImage as error:
-            raise ValueError(f"Cannot judge {image.path}: {error.reason}. Draw it again.") from error
+            raise ValueError(f"Cannot judge {image.name}: {error.reason}. Draw it again.") from error
         by_class: dict[str, list[Segment]] = {}
         for segment in self._detector(picture):
             by_class.setdefault(CLASSES[segment.label], []).append(segment)
@@ -64,7 +65,7 @@ class DetectorJudge:
             for name, found in by_class.items()
             for number, segment in enumerate(found)
         )
-        return SeenImage(image.name, objects, file_hash(image.path))
+        return SeenImage(image.name, objects, bytes_digest(content).hex())
 
 
 def _detections(by_class: Mapping[str, list[Segment]]) -> dict[str, list[Detection]]:

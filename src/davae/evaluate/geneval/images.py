@@ -1,14 +1,14 @@
 """The images that are judged: a folder in the official layout, or one that `davae generate` drew."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from davae.data.annotations import parse_object, read_text
+from davae.data.captioned_images import captioned_images
+from davae.data.drawn_folder import ALBUM
 from davae.evaluate.geneval.prompts import (
     Prompt,
     read_prompts,
@@ -17,7 +17,6 @@ from davae.evaluate.geneval.prompts import (
 )
 
 _FORMS: Final = ("png", "jpg", "jpeg", "webp")
-_DRAWN: Final = "generation.json"
 _PROMPT_FOLDER, _NUMBERED = re.compile(r"\d{5}"), re.compile(r"\d+")
 
 
@@ -26,13 +25,13 @@ class PromptImage:
     """An image of a prompt.
 
     Args:
-        name: path inside the folder, with slashes.
-        path: of the file.
+        name: path inside the folder, with slashes; of a sample in tar shards "shard/key".
+        read: its file's bytes.
         prompt: what it is of.
     """
 
     name: str
-    path: Path
+    read: Callable[[], bytes]
     prompt: Prompt
 
 
@@ -41,7 +40,7 @@ def find_images(folder: Path, metadata: Path | None = None, kind: str = "") -> l
 
     Args:
         folder: `00000/metadata.jsonl` and `00000/samples/0000.png` for every prompt, or what
-            `davae generate --prompts evaluation_metadata.jsonl --no-shards` drew.
+            `davae generate --prompts evaluation_metadata.jsonl` drew, as files or as tar shards.
         metadata: the file of prompts. A folder of the official layout knows its own and has to agree with the file;
             without a file it has to be complete.
         kind: of what `davae generate` keeps beside its images, "baseline" or "preview"; empty takes the images.
@@ -53,20 +52,15 @@ def find_images(folder: Path, metadata: Path | None = None, kind: str = "") -> l
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Correct the path.")
     wanted = None if metadata is None else read_prompts(metadata)
-    if (folder / _DRAWN).is_file():
-        return _drawn(folder, wanted, kind)
+    if not any(_PROMPT_FOLDER.fullmatch(path.name) and path.is_dir() for path in folder.iterdir()):
+        return _drawn(folder, wanted, metadata, kind)
     if kind:
         raise ValueError(f"{folder} was not drawn by davae: it holds no {kind} images. Leave out --kind.")
     return _official(folder, wanted, str(metadata))
 
 
 def _official(folder: Path, wanted: Sequence[Prompt] | None, source: str) -> list[PromptImage]:
-    places = sorted(path for path in folder.iterdir() if _PROMPT_FOLDER.fullmatch(path.name))
-    if not places:
-        raise ValueError(
-            f"{folder} holds no images of GenEval; allowed are folders 00000, 00001, ... with metadata.jsonl and "
-            f"samples, or what 'davae generate --no-shards' drew."
-        )
+    places = sorted(path for path in folder.iterdir() if _PROMPT_FOLDER.fullmatch(path.name) and path.is_dir())
     numbers = {int(path.name) for path in places}
     count = len(places) if wanted is None else max(len(wanted), len(places))
     if absent := [number for number in range(count) if number not in numbers]:
@@ -82,7 +76,7 @@ def _official(folder: Path, wanted: Sequence[Prompt] | None, source: str) -> lis
     samples = {place: _samples(place / "samples") for place in places}
     _require_even({place.name: len(paths) for place, paths in samples.items()})
     return [
-        PromptImage(path.relative_to(folder).as_posix(), path, prompt)
+        PromptImage(path.relative_to(folder).as_posix(), path.read_bytes, prompt)
         for (place, paths), prompt in zip(samples.items(), prompts, strict=True)
         for path in paths
     ]
@@ -105,45 +99,20 @@ def _samples(folder: Path) -> list[Path]:
     return paths
 
 
-def _drawn(folder: Path, wanted: Sequence[Prompt] | None, kind: str) -> list[PromptImage]:
+def _drawn(folder: Path, wanted: Sequence[Prompt] | None, metadata: Path | None, kind: str) -> list[PromptImage]:
+    if not (folder / ALBUM).is_file():
+        raise ValueError(
+            f"{folder} holds no images of GenEval; allowed are folders 00000, 00001, ... with metadata.jsonl and "
+            f"samples, or what 'davae generate' drew."
+        )
     if wanted is None:
         raise ValueError(
             f"{folder} was drawn by davae, which keeps no more of a prompt than its text. Name the file that it was "
             f"drawn from by --prompts FILE."
         )
-    album = _json(folder / _DRAWN)
-    form, num_images = album.get("form"), sum(bool(_NUMBERED.fullmatch(path.stem)) for path in folder.glob("*.json"))
-    count = num_images // len(wanted)  # a remainder is an image too many or a prompt without its last, named below
-    if album.get("shard_size") is not None or form not in _FORMS or not count:
-        raise ValueError(f"{folder} holds tar shards; GenEval judges image files. Draw with --no-shards.")
-    beyond = folder / f"{count * len(wanted):06d}.{form}"
-    if beyond.exists():
-        raise ValueError(
-            f"{folder} holds {beyond.name}, more than {count} images of {len(wanted)} prompts. Give the file "
-            f"that the images were drawn from."
-        )
-    return list(_drawn_images(folder, wanted, count, f"-{kind}.{form}" if kind else f".{form}"))
-
-
-def _drawn_images(folder: Path, wanted: Sequence[Prompt], count: int, end: str) -> Iterator[PromptImage]:
-    for number, prompt in enumerate(prompt for prompt in wanted for _ in range(count)):
-        path, facts = folder / f"{number:06d}{end}", folder / f"{number:06d}.json"
-        if not path.is_file() or not facts.is_file():
-            raise ValueError(
-                f"{folder} lacks {path.name if facts.is_file() else facts.name}, of the prompt '{prompt.text}'. Run "
-                f"the command that drew it again: it goes on."
-            )
-        drawn = _json(facts).get("prompt")
-        if drawn != prompt.text.strip():
-            raise ValueError(
-                f"{path} is of the prompt {json.dumps(drawn)}; expected {json.dumps(prompt.text)}. Give the file "
-                f"that the images were drawn from."
-            )
-        yield PromptImage(path.name, path, prompt)
-
-
-def _json(path: Path) -> dict[str, object]:
-    return parse_object(read_text(path.read_bytes(), str(path)), str(path))
+    found = captioned_images(folder, metadata, kind)
+    prompts = (prompt for prompt in wanted for _ in range(len(found) // len(wanted)))
+    return [PromptImage(image.name, image.read, prompt) for image, prompt in zip(found, prompts, strict=True)]
 
 
 def _require_even(counts: Mapping[str, int]) -> None:

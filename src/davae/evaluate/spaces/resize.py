@@ -68,13 +68,25 @@ def _coordinates(size: int, out: int, centre: float) -> Pixels:
 
 
 def _bilinear(image: NDArray[Any], rows: Pixels, columns: Pixels) -> Pixels:
+    """Only the four neighbours of each pixel of the result become floats."""
+    channels = image.shape[2]
     top, bottom, down = _neighbours(rows, image.shape[0])
-    left, right, across = _neighbours(columns, image.shape[1])
-    upper, lower = (image[index].astype(np.float32) for index in (top, bottom))
-    upper += (lower - upper) * down[:, None, None]
-    near, far = upper[:, left], upper[:, right]
-    near += (far - near) * across[:, None]
-    return np.ascontiguousarray(near.transpose(2, 0, 1))
+    left, right, across = _neighbours(np.tile(columns, channels), image.shape[1])  # a channel after the other
+    upper, lower = (image[index].reshape(len(rows), -1) for index in (top, bottom))
+
+    def between(column: NDArray[np.intp]) -> Pixels:
+        places = column * channels + np.arange(channels).repeat(len(columns))
+        above, below = (line.take(places, axis=1).astype(np.float32) for line in (upper, lower))
+        below -= above
+        below *= down[:, None]
+        above += below
+        return above
+
+    near, far = between(left), between(right)
+    far -= near
+    far *= across
+    near += far
+    return np.ascontiguousarray(near.reshape(len(rows), channels, len(columns)).transpose(1, 0, 2))
 
 
 def _neighbours(coordinates: Pixels, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Pixels]:

@@ -54,7 +54,7 @@ class OurRow(Config):
     """A row of ours.
 
     Args:
-        values: by column; columns that the paper lacks stand to the right of its own.
+        values: by column.
         like: the row of the paper's that it is the counterpart of; empty for none.
     """
 
@@ -84,6 +84,11 @@ class Experiment(Config):
     rows: Mapping[str, OurRow]
     digits: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of all its rows."""
+        return tuple(dict.fromkeys(name for row in self.rows.values() for name in row.values))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable(Config):
@@ -106,14 +111,10 @@ class PaperTable(Config):
     ours: tuple[Experiment, ...] = ()
 
     @property
-    def all_columns(self) -> dict[str, Column]:
-        """The paper's, then those of ours that it lacks."""
-        columns = dict(self.columns)
-        for experiment in self.ours:
-            for row in experiment.rows.values():
-                for name in row.values:
-                    columns.setdefault(name, Column(digits=experiment.digits.get(name, 1)))
-        return columns
+    def apart(self) -> dict[int, Experiment]:
+        """Number -> experiment that measured something else than the paper did, and has a table of its own."""
+        numbered = enumerate(self.ours, start=1)
+        return {number: item for number, item in numbered if not set(item.columns) <= set(self.columns)}
 
     @property
     def lines(self) -> list["Line"]:
@@ -121,19 +122,25 @@ class PaperTable(Config):
         counterparts: dict[str, list[Line]] = {}
         for number, experiment in enumerate(self.ours, start=1):
             for name, row in experiment.rows.items():
-                counterparts.setdefault(row.like, []).append(Line(name, "", row.values, number))
+                if number not in self.apart:
+                    counterparts.setdefault(row.like, []).append(Line(name, "", row.values, number))
         lines: list[Line] = []
         for name, printed in self.rows.items():
             lines += [Line(name, printed.about, printed.values), *counterparts.get(name, [])]
         return lines + counterparts.get("", [])
+
+    def lines_apart(self, number: int) -> list["Line"]:
+        """Rows of an experiment that stands apart, with what they are like in the paper's table."""
+        rows = self.ours[number - 1].rows.items()
+        return [Line(name, row.like and f"as {row.like}", row.values, number) for name, row in rows]
 
     def shown(self, line: "Line", column: str) -> str:
         """A cell as it is read; empty where there is no figure."""
         value = line.values.get(column, "")
         if isinstance(value, str):
             return value
-        others = {} if line.experiment is None else self.ours[line.experiment - 1].digits
-        return f"{value:.{others.get(column, self.all_columns[column].digits)}f}"
+        digits = self.columns[column].digits if column in self.columns else 1
+        return f"{value:.{self.ours[line.experiment - 1].digits.get(column, digits) if line.experiment else digits}f}"
 
     @property
     def makers(self) -> dict[str, Sequence[str]]:

@@ -38,6 +38,7 @@ from davae.sampling.sampler import DECODED_AT_ONCE
 from davae.train.diffusion import DiffusionTask
 from davae.train.diffusion_settings import DiffusionConfig
 from davae.train.feed import Share
+from davae.train.judge import JudgeTask
 from davae.train.objective import ReconstructionConfig
 from davae.train.settings import LoopConfig
 from davae.train.tokenizer import TokenizerTask
@@ -175,12 +176,21 @@ class Outline:
         distance = None if config.perceptual is None else perceptual_network()
         return build.base_autoencoder_task(self.run, self.base_autoencoder, distance, None)
 
+    def judge_task(self) -> JudgeTask:
+        """Training of the judge."""
+        config = self.run.recipe.judge
+        assert config is not None
+        with torch.device("meta"):
+            return build.judge_task(build.new_judge(config), config)
+
     def tokenizer_task(self) -> TokenizerTask:
         """Training of the upgraded autoencoder."""
         config = self.run.recipe.tokenizer
         assert config is not None
         distance = None if config.perceptual is None else perceptual_network()
-        return build.tokenizer_task(self.run, self.tokenizer, distance)
+        if config.generative_alignment is not None:
+            self._assume("no memory and no time of the pair's transformer, by which tokenizer aligns the detail")
+        return build.tokenizer_task(self.run, self.tokenizer, distance, None)
 
     def base_transformer_task(self) -> DiffusionTask:
         """Training of the base transformer."""
@@ -201,6 +211,8 @@ class Outline:
             if recipe.pretrain.transformer is not None:
                 yield "pretrain.cache", self._base_latents_cost
                 yield "pretrain.transformer", self._base_transformer_cost
+        if recipe.judge is not None:
+            yield "judge", self._judge_cost
         if recipe.tokenizer is not None:
             yield "tokenizer", self._tokenizer_cost
         if recipe.cache is not None:
@@ -211,6 +223,15 @@ class Outline:
         if recipe.sample is not None:
             yield "sample: latents", self._drawing_cost
             yield "sample: images", self._decoding_cost
+
+    def _judge_cost(self) -> StageCost:
+        config, task = self.run.recipe.judge, self.judge_task()
+        assert config is not None
+        count, side = self._at_once(config), config.image_size
+        with torch.device("meta"):
+            targets = {name: torch.empty(count, dtype=torch.long) for name in task.attributes}
+            batch = {"fineness": torch.empty(count), **targets, **image_batch(count, side, side)}
+        return StageCost(training_cost("judge", task, config, batch), config)
 
     def _base_autoencoder_cost(self) -> StageCost:
         section = build.pretrain(self.run)

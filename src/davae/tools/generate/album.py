@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 
 from davae.core.state import StateError, parse_json, read_json, write_json
+from davae.data.drawn_folder import ALBUM
 from davae.run.writer import LOCK
 from davae.tools.generate.job import Job
 from davae.tools.generate.settings import digest
 
-MARKER = "generation.json"
 _FORMAT = 2
 
 
@@ -59,7 +59,7 @@ class Album:
 
     def save(self, folder: Path) -> None:
         """Say in the folder what it holds."""
-        write_json(folder / MARKER, asdict(self), indent=1, sort_keys=True)
+        write_json(folder / ALBUM, asdict(self), indent=1, sort_keys=True)
 
     def with_job(self, job: Job, device: torch.device) -> tuple["Album", list[Series]]:
         """The album with all images of a job, and the series in which those are.
@@ -109,10 +109,10 @@ def open_album(folder: Path, job: Job, device: torch.device) -> Album:
     others = [path for path in folder.iterdir() if not path.name.startswith(LOCK)] if folder.exists() else []
     if not others:
         return asked
-    path = folder / MARKER
+    path = folder / ALBUM
     if not path.exists():
         raise ValueError(
-            f"{folder} holds something that davae did not write: there is no {MARKER} in it. Give a new or an empty "
+            f"{folder} holds something that davae did not write: there is no {ALBUM} in it. Give a new or an empty "
             f"folder."
         )
     remedy = (

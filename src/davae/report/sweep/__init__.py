@@ -1,0 +1,1 @@
+"""What came out of a sweep: a table with spreads, for pages, terminals and machines; and the page."""

@@ -1,0 +1,1 @@
+"""A sweep: many runs of one recipe, what varies between them, and what came out."""
